@@ -1,0 +1,58 @@
+# Two commands: `make book` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+HTML := _build/html
+PORT ?= 8000
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help book test serve lint format check-site figures constraints set-repository clean
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+
+book: $(STAMP) figures  ## Execute every notebook and write the site to _build/html
+	$(BIN)/jupyter-book build . -W -n --keep-going
+	@echo "The book is in $(CURDIR)/$(HTML)/index.html; 'make serve' shows it."
+
+test: $(STAMP)  ## Run the tests
+	$(BIN)/python -m pytest
+
+serve:  ## Show the built site on http://localhost:8000 (PORT=... for another)
+	$(PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory $(HTML)
+
+lint: $(STAMP)  ## Check code, spelling and notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/python scripts/check_notebooks.py
+
+format: $(STAMP)  ## Mend what lint can mend by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/nbstripout --keep-metadata-keys "metadata.accelerator metadata.colab" notebooks/*.ipynb
+
+check-site: $(STAMP)  ## Check the built site, in headless Chromium too where there is one
+	$(BIN)/python scripts/check_site.py
+	scripts/check_site.sh
+
+figures: $(STAMP)
+	$(BIN)/python scripts/make_figures.py
+
+constraints: $(STAMP)  ## Write the versions now installed to constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
+
+set-repository: $(STAMP)  ## Rewrite the repository's address everywhere: make set-repository URL=https://...
+	$(BIN)/python scripts/set_repository.py "$(URL)"
+
+clean:  ## Remove what was built (the environment stays)
+	rm -rf _build book/_generated
+
+# Installed again only when one of these three files changes.
+$(STAMP): requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit(f"Python 3.11 to 3.13 is needed and {sys.executable} is {v[0]}.{v[1]}: try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement requirements.txt --editable .
+	touch $(STAMP)
