@@ -1,0 +1,160 @@
+"""What every selection rule offers, and how to add one.
+
+A rule is the conditional law of its output Y given the drafted tuple. That is the one method a new
+rule must supply; the others have exact defaults, which a rule replaces where it knows a closed form.
+The public methods check their input and accept NumPy or torch. The lower-case hooks below them work on
+tensors, check nothing and never wait for the device: the decoder calls those.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectr_lite.distributions import ArrayLike, as_generator, check_count, check_pair, sample
+from spectr_lite.laws import IID, DraftLaw
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The selected token ids, and whether each is one of the drafted tokens (Y in S)."""
+
+    token: Any
+    accepted: Any
+
+
+class Verifier(ABC):
+    """A token-level selection rule. `draft`, `target`: (..., V) probabilities on one vocabulary."""
+
+    name: ClassVar[str] = "unnamed"
+    valid_for: ClassVar[tuple[type[DraftLaw], ...]] = (IID,)
+    default_law: ClassVar[DraftLaw] = IID()
+
+    # --- public: checked, NumPy or torch ---
+
+    def acceptance(
+        self, draft: ArrayLike, target: ArrayLike, k: int, law: DraftLaw | None = None
+    ) -> Any:
+        """P(Y in S) with k drafts, shape (...). Raises ValueError for bad distributions or k < 1."""
+        pair = check_pair(draft, target)
+        k = self._check_drafts(k)
+        law = self._check_law(law)
+        return pair.restore(self.membership(pair.draft, pair.target, k, law))
+
+    def select(
+        self,
+        draft: ArrayLike,
+        target: ArrayLike,
+        tokens: ArrayLike,
+        generator: None | int | np.random.Generator | torch.Generator = None,
+    ) -> Selection:
+        """One token per row. `tokens`: (..., k) drafted ids, repeats kept, in the order drawn."""
+        pair = check_pair(draft, target)
+        drafted = _check_tokens(tokens, pair.draft)
+        self._check_drafts(drafted.shape[-1])
+        source = as_generator(generator, pair.draft.device)
+        token = self.pick(pair.draft, pair.target, drafted, source)
+        accepted = (drafted == token.unsqueeze(-1)).any(-1)
+        if pair.is_torch or isinstance(tokens, Tensor):
+            return Selection(token, accepted)
+        return Selection(token.numpy()[()], accepted.numpy()[()])
+
+    def output_distribution(
+        self, draft: ArrayLike, target: ArrayLike, k: int, law: DraftLaw | None = None
+    ) -> Any:
+        """The exact law of Y, shape (..., V): sum over tuples x of P(x) P(Y = y | x).
+
+        Equals `target` if and only if the rule is lossless for this pair. Enumerates every tuple, so
+        it is for tiny vocabularies; raises ValueError when V**(k+1) exceeds five million.
+        """
+        pair = check_pair(draft, target)
+        k = self._check_drafts(k)
+        law = self._check_law(law)
+        shape = pair.draft.shape
+        rows = [
+            mass @ self.conditional(p, q, tokens)
+            for p, q, tokens, mass in _enumerate(pair.draft, pair.target, k, law)
+        ]
+        return pair.restore(torch.stack(rows).view(shape))
+
+    # --- hooks: tensors only ---
+
+    @abstractmethod
+    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+        """P(Y = y | drafted tuple), shape (..., V). `tokens`: (..., k), -1 where a draft is dead."""
+
+    def membership(
+        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    ) -> Tensor:
+        """P(Y in S), shape (...). By enumeration unless the rule knows better."""
+        rows = []
+        for p, q, tokens, mass in _enumerate(draft, target, k, law or self.default_law):
+            inside = torch.zeros(len(tokens), draft.shape[-1] + 1, dtype=torch.float64)
+            inside.scatter_(-1, tokens % (draft.shape[-1] + 1), 1.0)  # -1 falls on the spare column
+            rows.append(mass @ (self.conditional(p, q, tokens) * inside[:, :-1]).sum(-1))
+        return torch.stack(rows).view(draft.shape[:-1])
+
+    def pick(
+        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Token ids of shape (...). `tokens`: (..., k), -1 where a draft is dead."""
+        return sample(self.conditional(draft, target, tokens), generator)
+
+    # --- checks ---
+
+    def _check_drafts(self, k: int) -> int:
+        """k as an int; rules made for one number of drafts narrow this."""
+        return check_count(k, "k")
+
+    def _check_law(self, law: DraftLaw | None) -> DraftLaw:
+        law = self.default_law if law is None else law
+        if not isinstance(law, self.valid_for):
+            raise ValueError(
+                f"law: {self.name!r} is not lossless for drafts drawn by {law!r}, only for "
+                f"{', '.join(kind.__name__ for kind in self.valid_for)}. Choose a rule made for that "
+                "law; 'target-only' is valid for every law."
+            )
+        return law
+
+
+def _check_tokens(tokens: ArrayLike, draft: Tensor) -> Tensor:
+    """`tokens` as int64 of shape (..., k), every id within the vocabulary."""
+    drafted = tokens if isinstance(tokens, Tensor) else torch.as_tensor(np.asarray(tokens))
+    if drafted.is_floating_point() or drafted.is_complex() or drafted.dtype == torch.bool:
+        raise TypeError(f"tokens: expected integer ids, found dtype {drafted.dtype}.")
+    if drafted.ndim == 0 or drafted.shape[-1] == 0:
+        raise ValueError(
+            f"tokens: shape {tuple(drafted.shape)} has no drafts. The last axis must hold k >= 1 ids."
+        )
+    vocabulary = draft.shape[-1]
+    if ((drafted < 0) | (drafted >= vocabulary)).any():
+        wrong = drafted[(drafted < 0) | (drafted >= vocabulary)][0].item()
+        raise ValueError(
+            f"tokens: found id {wrong}; the vocabulary has ids 0 to {vocabulary - 1}. Drafted ids must "
+            "come from the same vocabulary as the distributions."
+        )
+    try:
+        torch.broadcast_shapes(drafted.shape[:-1], draft.shape[:-1])
+    except RuntimeError as error:
+        raise ValueError(
+            f"tokens: shape {tuple(drafted.shape)} does not match distributions of shape "
+            f"{tuple(draft.shape)}. Leading dimensions must broadcast."
+        ) from error
+    return drafted.to(device=draft.device, dtype=torch.int64)
+
+
+def _enumerate(
+    draft: Tensor, target: Tensor, k: int, law: DraftLaw
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """For each row of the batch: draft (V,), target (V,), tuples (N, k) and their law (N,)."""
+    vocabulary = draft.shape[-1]
+    draft, target = draft.to(torch.float64), target.to(torch.float64)
+    for p, q in zip(draft.reshape(-1, vocabulary), target.reshape(-1, vocabulary), strict=True):
+        tokens, mass = law.tuples(p, k)
+        yield p, q, tokens, mass

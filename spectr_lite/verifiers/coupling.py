@@ -1,0 +1,51 @@
+"""Maximal coupling: speculative decoding's rule for a single draft.
+
+    accept X with probability min(1, target(X) / draft(X)); otherwise Y ~ (target - draft)+
+    P(Y in S) = sum_y min(draft(y), target(y)) = 1 - TV(draft, target)                     k = 1
+
+Source: Algorithm 1 of SpecTr (arXiv 2310.15141); Leviathan et al. (arXiv 2211.17192).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectr_lite.distributions import at, sample, uniform
+from spectr_lite.laws import DraftLaw
+from spectr_lite.verifiers.base import Verifier
+from spectr_lite.verifiers.registry import register
+
+
+@register("coupling")
+class Coupling(Verifier):
+    """Optimal for one draft, and defined for one draft only."""
+
+    def membership(
+        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    ) -> Tensor:
+        return torch.minimum(draft, target).sum(-1)
+
+    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+        residual = (target - draft).clamp_min(0)
+        rejected = 1 - at(torch.where(draft > 0, target / draft, 0.0).clamp_max(1), tokens)
+        total = residual.sum(-1, keepdim=True)
+        law = rejected * residual / torch.where(total > 0, total, 1)
+        return law.scatter_add(-1, tokens.expand(*law.shape[:-1], 1), 1 - rejected)
+
+    def pick(
+        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        eta = uniform(tokens.shape, generator)
+        accepted = eta * at(draft, tokens) < at(target, tokens)
+        corrected = sample((target - draft).clamp_min(0), generator)
+        return torch.where(accepted[..., 0], tokens[..., 0], corrected)
+
+    def _check_drafts(self, k: int) -> int:
+        k = super()._check_drafts(k)
+        if k != 1:
+            raise ValueError(
+                f"k: 'coupling' is defined for one draft, found {k}. 'kseq' with k=1 is the same rule, "
+                "and takes more."
+            )
+        return k

@@ -1,0 +1,154 @@
+"""K-SEQ: look at the drafts one after another, with a discounted acceptance test.
+
+    beta(rho) = sum_x min(draft(x), target(x) / rho),      p_acc(rho) = 1 - (1 - beta)^k,  1 <= rho <= k
+    accept X_i with probability min(1, target(X_i) / (rho draft(X_i))), for i = 1..k;
+    if none is accepted,  Y ~ [target - min(draft, target / rho) p_acc / beta] / (1 - p_acc)
+
+Lossless for every rho >= rho*, the root of p_acc(rho) = rho beta(rho). Acceptance is largest at rho*:
+    P(Y in S) = 1 - (1 - beta(rho*))^k  >=  [1 - (1 - 1/k)^k] sum_x min(target, k draft)
+Source: Algorithm 2 and Theorem 1 of SpecTr (arXiv 2310.15141).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectr_lite.distributions import at, sample, uniform
+from spectr_lite.laws import DraftLaw, by_ratio, tail_mass
+from spectr_lite.verifiers.base import Verifier
+from spectr_lite.verifiers.registry import register
+
+NEWTON_STEPS = 24
+
+
+def acceptance_of_one(draft: Tensor, target: Tensor, rho: Tensor) -> Tensor:
+    """beta(rho) = sum_x min(draft(x), target(x) / rho), shape (...)."""
+    return torch.minimum(draft, target / rho.unsqueeze(-1)).sum(-1, dtype=torch.float64).clamp(0, 1)
+
+
+def acceptance_of_any(beta: Tensor, k: Tensor | int) -> Tensor:
+    """p_acc = 1 - (1 - beta)^k. expm1 and log1p keep a beta of 1e-9 from rounding to nothing."""
+    return -torch.expm1(k * torch.log1p(-beta))
+
+
+def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
+    """rho*, the smallest rho for which K-SEQ is lossless; shape (...), float64. O(V log V).
+
+    With tokens sorted by target/draft, beta(rho) = A + B / rho between neighbouring ratios, where A is
+    the draft mass above and B the target mass below. The sign of p_acc - rho beta at every ratio finds
+    the piece. Inside it the unknown is x = B / rho:
+        F(x) = 1 - (1 - A - x)^k - B - A B / x,    increasing and concave.
+    Newton's method from the left end climbs to the root without passing it, so that an unfinished
+    iteration leaves rho on the lossless side. `k` may be a tensor, one number of drafts per row.
+    """
+    k = torch.as_tensor(k, dtype=torch.float64, device=draft.device).unsqueeze(-1)
+    order = by_ratio(draft, target)
+    p = draft.gather(-1, order).to(torch.float64)
+    q = target.gather(-1, order).to(torch.float64)
+    above = tail_mass(p)
+    below = q.cumsum(-1)
+    ratio = torch.where(p > 0, q / p, torch.inf).clamp_max(torch.finfo(torch.float64).max)
+
+    at_ratio = ratio.clamp_min(1.0)
+    beta = (above + below / at_ratio).clamp(0, 1)
+    positive = acceptance_of_any(beta, k) - (above * at_ratio + below) > 0
+    piece = (positive | (ratio < 1)).sum(-1, keepdim=True)  # breakpoints left of rho*
+    last = draft.shape[-1] - 1
+    shape = piece.shape
+    left = (piece - 1).clamp_min(0)
+    a = torch.where(piece > 0, above.expand(*shape[:-1], -1).gather(-1, left), 1.0)
+    b = torch.where(piece > 0, below.expand(*shape[:-1], -1).gather(-1, left), 0.0)
+    end = torch.where(
+        piece <= last, ratio.expand(*shape[:-1], -1).gather(-1, piece.clamp_max(last)), torch.inf
+    )
+    x = b / torch.minimum(end, k).clamp_min(1.0)
+    for _ in range(NEWTON_STEPS):
+        left_out = (1 - a - x).clamp_min(0)
+        hyperbola = torch.where(x > 0, a * b / x, 0.0)
+        value = 1 - left_out**k - b - hyperbola
+        slope = k * left_out ** (k - 1) + torch.where(x > 0, hyperbola / x, 0.0)
+        step = torch.where(slope > 0, -value / slope, 0.0).clamp_min(0)
+        x = torch.where(b > 0, torch.minimum(x + step, b), x)
+    beta = (a + x).clamp(0, 1)
+    rho = torch.where(beta > 0, acceptance_of_any(beta, k) / beta, 1.0)
+    return torch.minimum(rho.clamp_min(1.0), k.clamp_min(1.0)).squeeze(-1)
+
+
+def bisected_rho(draft: Tensor, target: Tensor, k: int, halvings: int = 60) -> Tensor:
+    """rho* by bisection of [1, k], shape (...), float64. O(V) each halving, no sort.
+
+    Answers the UPPER end of the last bracket: below rho* the residual has negative mass.
+    """
+    low = torch.ones(draft.shape[:-1], dtype=torch.float64, device=draft.device)
+    high = torch.full_like(low, k)
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        beta = acceptance_of_one(draft, target, middle)
+        positive = acceptance_of_any(beta, k) > middle * beta
+        low, high = torch.where(positive, middle, low), torch.where(positive, high, middle)
+    return high
+
+
+def residual(draft: Tensor, target: Tensor, rho: Tensor, k: Tensor | int) -> Tensor:
+    """The law of Y once all k drafts are rejected, unnormalised; its mass is 1 - p_acc. (..., V)."""
+    beta = acceptance_of_one(draft, target, rho)
+    share = torch.where(beta > 0, acceptance_of_any(beta, k) / beta, 0.0)
+    kept = torch.minimum(draft, target / rho.unsqueeze(-1)).to(torch.float64)
+    return (target - kept * share.unsqueeze(-1)).clamp_min(0)
+
+
+def guarantee(draft: Tensor, target: Tensor, k: int) -> Tensor:
+    """Theorem 1's lower bound [1 - (1 - 1/k)^k] sum_x min(target, k draft), shape (...)."""
+    return (1 - (1 - 1 / k) ** k) * torch.minimum(target, k * draft).sum(-1)
+
+
+@register("kseq")
+class KSeq(Verifier):
+    """K-SEQ at rho*, or at a given rho >= rho* (a number, the same for every row)."""
+
+    def __init__(self, rho: float | None = None) -> None:
+        self.rho = rho
+
+    def _rho(self, draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
+        if self.rho is None:
+            return optimal_rho(draft, target, k)
+        return torch.full(draft.shape[:-1], self.rho, dtype=torch.float64, device=draft.device)
+
+    def membership(
+        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    ) -> Tensor:
+        """p_acc + P(the residual hits a rejected draft); the second term is 0 at rho*."""
+        rho = self._rho(draft, target, k)
+        beta = acceptance_of_one(draft, target, rho)
+        in_loop = acceptance_of_any(beta, k)
+        if self.rho is None:
+            return in_loop
+        refused = draft - torch.minimum(draft, target / rho.unsqueeze(-1))
+        refused = refused / (1 - beta).clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(-1)
+        hit = residual(draft, target, rho, k) * acceptance_of_any(refused.clamp(0, 1), k)
+        return in_loop + hit.sum(-1)
+
+    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+        k = (tokens >= 0).sum(-1)
+        rho = self._rho(draft, target, k)
+        scaled = rho.unsqueeze(-1) * at(draft, tokens)
+        accept = torch.where(scaled > 0, at(target, tokens) / scaled, 0.0).clamp_max(1)
+        reached = torch.cumprod(1 - accept, -1)
+        first = accept * torch.cat([torch.ones_like(reached[..., :1]), reached[..., :-1]], -1)
+        left = residual(draft, target, rho, k)
+        total = left.sum(-1, keepdim=True)
+        law = reached[..., -1:] * left / torch.where(total > 0, total, 1)
+        return law.scatter_add(-1, tokens.clamp_min(0).expand_as(first), first)
+
+    def pick(
+        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        k = (tokens >= 0).sum(-1)
+        rho = self._rho(draft, target, k)
+        eta = uniform(tokens.shape, generator)
+        # Strict, and without dividing: a token the target never says is never accepted.
+        accepted = eta * rho.unsqueeze(-1) * at(draft, tokens) < at(target, tokens)
+        first = accepted.to(torch.int8).argmax(-1, keepdim=True)
+        corrected = sample(residual(draft, target, rho, k), generator)
+        return torch.where(accepted.any(-1), tokens.gather(-1, first).squeeze(-1), corrected)
