@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import sys
 
 import torch
@@ -61,5 +62,5 @@ def report() -> None:
 
 def _leading_numbers(version: str) -> tuple[int, int]:
     """(2, 13) from "2.13.0+cpu"."""
-    major, minor = version.split(".")[:2]
+    major, minor = re.match(r"(\d+)\.(\d+)", version).groups()
     return int(major), int(minor)

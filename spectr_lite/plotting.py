@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 
-import matplotlib as mpl
+import matplotlib.style
 
 # Okabe and Ito's palette first; darker tones of it for the rest. Yellow is left out: on white nobody sees it.
 COLORS = {
@@ -47,7 +47,7 @@ LABELS = {
 def use_style() -> None:
     """Apply book.mplstyle; in a notebook, show figures as SVG, sharp at any size."""
     with as_file(files("spectr_lite") / "book.mplstyle") as style:
-        mpl.style.use(style)
+        matplotlib.style.use(style)
     try:
         from IPython import get_ipython
         from matplotlib_inline.backend_inline import set_matplotlib_formats
