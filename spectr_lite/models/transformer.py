@@ -1,0 +1,230 @@
+"""A Llama-style Transformer whose KV cache is addressed slot by slot.
+
+A drafted tree, a ragged batch and a roll-back are the same thing here: every token says which cache slot it
+is written to (`slots`), where it stands in its text (`positions`) and which slots it may see (`mask`).
+
+    x <- x + Attention(RMSNorm(x));   x <- x + W_down(silu(W_gate h) * W_up h),  h = RMSNorm(x)
+
+Rotary positions in the half-rotation layout, grouped-query attention, SwiGLU, tied embeddings, no biases.
+Parameters carry the names of Hugging Face's Llama without the leading "model.".
+Sources: LLaMA (arXiv 2302.13971), rotary positions (arXiv 2104.09864), grouped queries (arXiv 2305.13245).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    context: int
+    rope_theta: float = 1e4
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width must be an even multiple of heads, got width={self.width}, "
+                f"heads={self.heads}; rotary positions turn pairs of channels in each head"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads must be a multiple of kv_heads, got heads={self.heads}, "
+                f"kv_heads={self.kv_heads}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """Preallocated keys and values, each (layers, batch, kv_heads, slots, head_dim)."""
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def slots(self) -> int:
+        return self.keys.shape[3]
+
+    def move(self, source: Tensor, destination: Tensor) -> None:
+        """Copy slots `source` to `destination`, both (batch, M). All reads precede all writes."""
+        layers, _, kv_heads, _, head_dim = self.keys.shape
+        read, write = (
+            index[None, :, None, :, None].expand(layers, -1, kv_heads, -1, head_dim)
+            for index in (source, destination)
+        )
+        for entries in (self.keys, self.values):
+            entries.scatter_(3, write, entries.gather(3, read))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn channel pairs (i, i + head_dim/2) of x (B, heads, N, head_dim) by cos, sin (B, 1, N, head_dim)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of query (B, heads, N, D) over key, value (B, kv_heads, S, D); mask (B, N, S) or causal.
+
+    Query heads that share a key head are simply more queries of that head, so nothing is repeated in memory.
+    """
+    if mask is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    batch, heads, count, head_dim = query.shape
+    kv_heads = key.shape[1]
+    grouped = query.reshape(batch, kv_heads, -1, head_dim)
+    mask = mask.repeat(1, heads // kv_heads, 1).unsqueeze(1)
+    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
+    return out.reshape(batch, heads, count, head_dim)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        kv_width = config.kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.k_proj = nn.Linear(config.width, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.width, kv_width, bias=False)
+        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        entries: tuple[Tensor, Tensor] | None,
+        slots: Tensor | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """x (B, N, width) -> (B, N, width); `entries` is this layer's (keys, values) of the cache."""
+        query, key, value = (
+            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if entries is not None:
+            keys, values = entries
+            write = slots[:, None, :, None].expand_as(key)
+            keys.scatter_(2, write, key)
+            values.scatter_(2, write, value)
+            seen = mask.shape[-1]
+            key, value = keys[:, :, :seen], values[:, :, :seen]
+        return self.o_proj(attend(query, key, value, mask).transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.ffn, bias=False)
+        self.up_proj = nn.Linear(config.width, config.ffn, bias=False)
+        self.down_proj = nn.Linear(config.ffn, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        entries: tuple[Tensor, Tensor] | None,
+        slots: Tensor | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, entries, slots, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2) / config.head_dim)
+        angle = torch.outer(torch.arange(config.context), frequency).repeat(1, 2)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal(0, 0.02); what is added to the residual stream is scaled down by sqrt(2 * layers)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                added = name.endswith(("o_proj.weight", "down_proj.weight"))
+                scale = math.sqrt(2 * self.config.layers) if added else 1.0
+                nn.init.normal_(parameter, std=0.02 / scale)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    def new_cache(self, batch: int, slots: int) -> KVCache:
+        """An empty cache in the model's dtype. Zeros, not garbage: a masked NaN would still spread."""
+        config = self.config
+        if slots > config.context:
+            raise ValueError(
+                f"slots={slots} exceeds the model's context of {config.context} positions; "
+                f"shorten the prompt, max_new_tokens or the drafted tree"
+            )
+        shape = (config.layers, batch, config.kv_heads, slots, config.head_dim)
+        weight = self.embed_tokens.weight
+        return KVCache(weight.new_zeros(shape), weight.new_zeros(shape))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        slots: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, N, V) of the token after each of `tokens` (B, N).
+
+        Without a cache: plain causal attention over the N tokens. With one: write token [b, n] into slot
+        slots[b, n], then attend to the slots s < S with mask[b, n, s] True; positions, slots (B, N), mask
+        (B, N, S). A token must see its own slot. Roll back by no longer attending to a slot.
+        """
+        if cache is None:
+            if tokens.shape[1] > self.config.context:
+                raise ValueError(
+                    f"tokens has {tokens.shape[1]} columns but the model's context is "
+                    f"{self.config.context}; pass a shorter text"
+                )
+        elif positions is None or slots is None or mask is None:
+            raise ValueError("a forward with a cache needs positions, slots and mask; one is None")
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+        rotary = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+        x = self.embed_tokens(tokens)
+        for layer, block in enumerate(self.layers):
+            entries = None if cache is None else (cache.keys[layer], cache.values[layer])
+            x = block(x, rotary, entries, slots, mask)
+        return F.linear(self.norm(x), self.embed_tokens.weight)
