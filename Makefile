@@ -8,12 +8,12 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve lint format check-site figures constraints set-repository clean
+.PHONY: help book test serve lint format check-site front-page constraints set-repository clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
-book: $(STAMP) figures  ## Execute every notebook and write the site to _build/html
+book: $(STAMP) front-page  ## Execute every notebook and write the site to _build/html
 	$(BIN)/jupyter-book build . -W -n --keep-going
 	@echo "The book is in $(CURDIR)/$(HTML)/index.html; 'make serve' shows it."
 
@@ -38,8 +38,8 @@ check-site: $(STAMP)  ## Check the built site, in headless Chromium too where th
 	$(BIN)/python scripts/check_site.py
 	scripts/check_site.sh
 
-figures: $(STAMP)
-	$(BIN)/python scripts/make_figures.py
+front-page: $(STAMP)
+	$(BIN)/python scripts/front_page.py
 
 constraints: $(STAMP)  ## Write the versions now installed to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt

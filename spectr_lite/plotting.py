@@ -6,7 +6,7 @@ from importlib.resources import as_file, files
 
 import matplotlib.style
 
-# Okabe and Ito's palette first; darker tones of it for the rest. Yellow is left out: on white nobody sees it.
+# Okabe and Ito's palette first, then darker tones of it; no yellow, which nobody sees on white.
 COLORS = {
     "draft": "#E69F00",
     "target": "#0072B2",

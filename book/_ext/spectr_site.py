@@ -24,7 +24,7 @@ def colab_url(config: Config, docname: str) -> str:
 
 def set_theme_defaults(app: Sphinx, config: Config) -> None:
     options = config.html_theme_options
-    options.setdefault("logo", {"text": "SpecTr", "alt_text": ""})
+    options.setdefault("logo", {"text": config.html_title, "alt_text": ""})
     options.setdefault("navbar_persistent", [])  # the side bar has a search field already
     options.setdefault("article_header_end", ["article-header-buttons"])
     options.setdefault("show_navbar_depth", 1)
@@ -32,6 +32,10 @@ def set_theme_defaults(app: Sphinx, config: Config) -> None:
     options.setdefault("pygments_light_style", "a11y-high-contrast-light")
     options.setdefault("pygments_dark_style", "a11y-high-contrast-dark")
     config.html_context.setdefault("default_mode", "auto")
+    # {{ home }} and {{ repo }} in a page: the repository, and a file in it
+    home = options["repository_url"]
+    config.myst_substitutions.setdefault("home", home)
+    config.myst_substitutions.setdefault("repo", f"{home}/blob/{options['repository_branch']}")
 
 
 def tidy_page(
@@ -45,6 +49,8 @@ def tidy_page(
         and "thebe" not in str(getattr(script, "attributes", {}).get("body", ""))
     ]
     context["root_title"] = "Start here"
+    if "body" in context:  # docutils' role is deprecated, and its parent is a plain list
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 
 def add_run_line(app: Sphinx, doctree: nodes.document) -> None:

@@ -1,0 +1,120 @@
+// Open every page of the built site in headless Chromium, on a desktop and on a phone, in light and dark.
+//   node check_site.mjs CHROMIUM HTML_FOLDER NODE_FOLDER PAGE...
+// Called by check_site.py. Screenshots go to _build/screenshots.
+import { createRequire } from "node:module";
+import { createServer } from "node:http";
+import { mkdirSync, readFileSync } from "node:fs";
+import { extname, join, normalize } from "node:path";
+
+const [chromiumPath, html, nodeFolder, ...pages] = process.argv.slice(2);
+const require = createRequire(join(nodeFolder, "package.json"));
+const { chromium } = require("playwright-core");
+const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+const shots = join(html, "..", "screenshots");
+mkdirSync(shots, { recursive: true });
+
+// Findings in the theme's own markup, each by rule and selector. Nothing of ours belongs here.
+const ALLOWED = [
+  // Their icons are fonts, whose code points axe reads as text; "Ctrl+K" is shown and not spoken.
+  { rule: "label-content-name-mismatch", selector: ".theme-switch-button, .search-button-field" },
+];
+
+const VIEWS = [
+  { name: "desktop-light", width: 1280, height: 900, colorScheme: "light" },
+  { name: "desktop-dark", width: 1280, height: 900, colorScheme: "dark" },
+  { name: "phone-light", width: 375, height: 812, colorScheme: "light" },
+  { name: "phone-dark", width: 375, height: 812, colorScheme: "dark" },
+];
+
+const TYPES = {
+  ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".png": "image/png",
+  ".webp": "image/webp", ".json": "application/json", ".woff": "font/woff", ".woff2": "font/woff2",
+};
+const server = createServer((request, response) => {
+  const path = normalize(decodeURIComponent(new URL(request.url, "http://x").pathname));
+  try {
+    const body = readFileSync(join(html, path));
+    response.writeHead(200, { "Content-Type": TYPES[extname(path)] ?? "application/octet-stream" });
+    response.end(body);
+  } catch {
+    response.writeHead(404).end();
+  }
+});
+await new Promise((done) => server.listen(0, "127.0.0.1", done));
+const origin = `http://127.0.0.1:${server.address().port}`;
+
+const browser = await chromium.launch({
+  executablePath: chromiumPath,
+  headless: true,
+  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync"],
+});
+
+// Runs in the page: what a reader would trip over.
+function inspect() {
+  const problems = [];
+  const article = document.querySelector("article") ?? document.body;
+  const wide = document.documentElement;
+  if (wide.scrollWidth > wide.clientWidth) {
+    const culprits = [...document.body.querySelectorAll("*")]
+      .filter((e) => e.getBoundingClientRect().right > wide.clientWidth + 1).slice(0, 3)
+      .map((e) => `${e.tagName.toLowerCase()}.${[...e.classList].join(".")}`);
+    problems.push(`overflows sideways: ${wide.scrollWidth} > ${wide.clientWidth} px (${culprits.join(", ")})`);
+  }
+  const broken = [...document.querySelectorAll("mjx-merror, [data-mjx-error]")];
+  for (const e of broken) problems.push(`MathJax: ${e.dataset?.mjxError ?? e.textContent}`);
+  const unset = [...article.querySelectorAll(".math")].filter((e) => !e.querySelector("mjx-container"));
+  for (const e of unset) problems.push(`formula not rendered: ${e.textContent.slice(0, 60)}`);
+  for (const e of article.querySelectorAll("img")) {
+    if (!e.complete || e.naturalWidth === 0) problems.push(`image does not load: ${e.getAttribute("src")}`);
+    if ((e.alt ?? "").trim().length < 8) problems.push(`image without real alt text: ${e.getAttribute("src")}`);
+  }
+  const copy = article.cloneNode(true);
+  for (const e of copy.querySelectorAll("pre, code, script, style, mjx-container")) e.remove();
+  const raw = copy.textContent.match(/\{cite|```|:::|\{(ref|numref|prf:ref|admonition)\b|\$\$/);
+  if (raw) problems.push(`raw markup: ${raw[0]}`);
+  return problems;
+}
+
+async function findings(allowed) {
+  const { violations } = await window.axe.run(document, { runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"] });
+  return violations.flatMap(({ id, help, nodes }) => nodes
+    .filter((n) => !allowed.some((a) => a.rule === id && document.querySelector(n.target[0])?.matches(a.selector)))
+    .map((n) => `axe ${id} at ${n.target.join(" ")}: ${(n.any[0] ?? n.all[0] ?? n.none[0])?.message ?? help}`));
+}
+
+let failures = 0;
+for (const view of VIEWS) {
+  const context = await browser.newContext({
+    viewport: { width: view.width, height: view.height },
+    colorScheme: view.colorScheme,
+    deviceScaleFactor: view.width < 500 ? 2 : 1,
+    reducedMotion: "reduce",
+  });
+  for (const path of pages) {
+    const problems = [];
+    const page = await context.newPage();
+    page.on("request", (r) => {
+      const url = r.url();
+      if (!url.startsWith(origin) && !/^(data|blob|about):/.test(url)) problems.push(`asks another host: ${url}`);
+    });
+    page.on("response", (r) => { if (r.status() >= 400) problems.push(`${r.status()} ${r.url()}`); });
+    page.on("console", (m) => { if (m.type() === "error") problems.push(`console: ${m.text()}`); });
+    page.on("pageerror", (e) => problems.push(`script error: ${e.message}`));
+    await page.goto(`${origin}/${path}`, { waitUntil: "load" });
+    await page.evaluate(() => window.MathJax?.startup?.promise);
+    await page.waitForLoadState("networkidle");
+    problems.push(...(await page.evaluate(inspect)));
+    await page.screenshot({ path: join(shots, `${path.replace(/\.html$/, "").replaceAll("/", "-")}-${view.name}.png`), fullPage: true });
+    await page.evaluate(axe);
+    problems.push(...(await page.evaluate(findings, ALLOWED)));
+    for (const problem of problems) console.error(`  ${path} (${view.name}): ${problem}`);
+    failures += problems.length;
+    await page.close();
+  }
+  await context.close();
+}
+await browser.close();
+server.close();
+console.log(`browser: ${pages.length} pages, ${VIEWS.length} views, ${failures} problems`);
+process.exit(failures ? 1 : 0);

@@ -1,0 +1,78 @@
+"""Compute what the front page shows: one figure and two tables, into book/_generated.
+
+Every number is exact and comes from the package at the time of the build.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from spectr_lite import distributions, plotting, transport, verifiers
+
+OUT = Path(__file__).resolve().parent.parent / "book" / "_generated"
+VOCABULARY = 32_000
+DRAFTS = np.array([1, 2, 3, 4, 6, 8, 12, 16])
+
+
+def question() -> str:
+    """The opening question's answers: three tokens, two drafts."""
+    draft, target = distributions.three_tokens()
+    program = transport.solve_lp(draft, target, 2)
+    optimum = transport.optimal_acceptance(draft, target, 2)
+    if abs(program.acceptance - optimum) > 1e-8:
+        raise AssertionError(f"linear program {program.acceptance}, cut formula {optimum}")
+    rows = {
+        "draft once; keep the draft as often as possible": verifiers.get("coupling").acceptance(
+            draft, target, 1
+        ),
+        "draft twice; K-SEQ, the paper's Algorithm 2": verifiers.get("kseq").acceptance(
+            draft, target, 2
+        ),
+        "draft twice; the best that any rule can do": optimum,
+    }
+    lines = ["| rule | the emitted token was drafted |", "|---|---|"]
+    lines += [f"| {rule} | {value:.4f} |" for rule, value in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def glance() -> str:
+    """Draw acceptance against k at a real vocabulary's size; return the same as a table."""
+    draft, target = distributions.zipf(VOCABULARY)
+    single = verifiers.get("coupling").acceptance(draft, target, 1)
+    kseq = [verifiers.get("kseq").acceptance(draft, target, int(k)) for k in DRAFTS]
+    optimum = [transport.optimal_acceptance(draft, target, int(k)) for k in DRAFTS]
+
+    plotting.use_style()
+    figure, axes = plt.subplots(figsize=(7.2, 3.7))
+    axes.axhline(single, color=plotting.COLORS["coupling"], linestyle="--")
+    axes.fill_between(DRAFTS, kseq, optimum, color=plotting.COLORS["kseq"], alpha=0.12, linewidth=0)
+    axes.plot(DRAFTS, optimum, "o-", color=plotting.COLORS["optimal"], clip_on=False)
+    axes.plot(DRAFTS, kseq, "s-", color=plotting.COLORS["kseq"], clip_on=False)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(DRAFTS, [str(k) for k in DRAFTS], minor=False)
+    axes.minorticks_off()
+    axes.set(xlim=(1, 16), ylim=(0.6, 1), xlabel="drafts $k$", ylabel="acceptance $P(Y \\in S)$")
+    axes.annotate(
+        "exact optimum", (3, optimum[2]), (-8, 10), ha="right", textcoords="offset points"
+    )
+    axes.annotate("K-SEQ", (6, kseq[4]), (10, -16), textcoords="offset points")
+    axes.annotate("one draft", (12, single), (0, 8), ha="center", textcoords="offset points")
+    figure.savefig(OUT / "acceptance.svg")
+
+    lines = ["| drafts $k$ | one draft | K-SEQ | exact optimum |", "|---|---|---|---|"]
+    for k, ours, best in zip(DRAFTS, kseq, optimum, strict=True):
+        if k in (1, 2, 4, 8, 16):
+            lines.append(f"| {k} | {single:.4f} | {ours:.4f} | {best:.4f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    OUT.mkdir(exist_ok=True)
+    (OUT / "question.md").write_text(question(), encoding="utf-8")
+    (OUT / "glance.md").write_text(glance(), encoding="utf-8")
