@@ -1,0 +1,226 @@
+"""Theorem 2 by enumeration: one turn of the loop has the target law; known block efficiencies."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from wrong_variants import (
+    Deduplicated,
+    FixedParameters,
+    MaximalResidual,
+    UndiscountedMaximalResidual,
+)
+
+from spectr_lite import verifiers
+from spectr_lite.distributions import five_tokens
+from spectr_lite.enumeration import block_law, expected_tokens, joint_law
+from spectr_lite.laws import IID
+from spectr_lite.models.markov import MarkovModel, worked_pair
+
+
+def context_free(law):
+    return lambda prefix: law
+
+
+def random_chain(vocabulary, seed):
+    rng = np.random.default_rng(seed)
+    rows = rng.dirichlet(np.full(vocabulary, 0.7), size=vocabulary + 1)
+    return MarkovModel(rows[:-1], rows[-1])
+
+
+def token_rules():
+    """(name, K) for every rule that i.i.d. drafts may use, with every K <= 3 that it takes."""
+    for name in verifiers.names():
+        rule = verifiers.get(name)
+        for num_drafts in (1, 2, 3):
+            try:
+                rule.acceptance(np.ones(1), np.ones(1), num_drafts)
+            except ValueError:
+                continue
+            if IID in rule.valid_for:
+                yield name, num_drafts
+
+
+def total_variation(law, other):
+    return 0.5 * np.abs(law - other).sum()
+
+
+# --- published and reference values ---
+
+
+# K = 1, 2 from an independent enumeration; K = 3, 4 from this one, kept so that they cannot move.
+CONTEXT_FREE = {
+    1: [1.70000000, 2.19000000, 2.53300000, 2.77310000],
+    2: [1.79135529, 2.36719204, 2.77552199, 3.06260943],
+    3: [1.85851861, 2.50293548, 2.96498077, 3.29109056],
+    4: [1.90600717, 2.60426314, 3.10993535, 3.46811075],
+}
+MARKOV = {
+    1: [1.70000000, 2.19000000, 2.47400000, 2.63670000],
+    2: [1.84000000, 2.45843739, 2.82493458, 3.03884151],
+    3: [1.87500000, 2.53648268, 2.93849951, 3.17718671],
+    4: [1.90392617, 2.60176445, 3.03512092, 3.29627951],
+}
+
+
+@pytest.mark.parametrize("num_drafts", CONTEXT_FREE)
+def test_block_efficiency_of_kseq_without_context(num_drafts):
+    draft, target = context_free([0.2, 0.3, 0.5]), context_free([0.5, 0.3, 0.2])
+    found = [expected_tokens(target, draft, "kseq", num_drafts, length) for length in (1, 2, 3, 4)]
+    np.testing.assert_allclose(found, CONTEXT_FREE[num_drafts], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("num_drafts", MARKOV)
+def test_block_efficiency_of_kseq_on_the_worked_chain(num_drafts):
+    target, draft = worked_pair()
+    found = [
+        expected_tokens(target.next_law, draft.next_law, "kseq", num_drafts, length)
+        for length in (1, 2, 3, 4)
+    ]
+    np.testing.assert_allclose(found, MARKOV[num_drafts], rtol=0, atol=1e-8)
+
+
+def test_limits_of_block_efficiency():
+    law, other = context_free([0.25, 0.75, 0.0]), context_free([0.0, 0.0, 1.0])
+    assert expected_tokens(law, law, "kseq", 2, 3) == pytest.approx(4, abs=1e-12)
+    assert expected_tokens(law, other, "kseq", 2, 3) == pytest.approx(1, abs=1e-12)
+    assert expected_tokens(law, other, "kseq", 0, 3) == 1
+
+
+# --- losslessness, for every registered rule ---
+
+
+@pytest.mark.parametrize(("name", "num_drafts"), list(token_rules()))
+@pytest.mark.parametrize("vocabulary", [2, 3])
+def test_block_has_the_target_law(name, num_drafts, vocabulary):
+    target, draft = random_chain(vocabulary, seed=1), random_chain(vocabulary, seed=2)
+    for context in ((), (1,)):
+        for length in (1, 2, 3):
+            found = block_law(
+                target.next_law, draft.next_law, name, num_drafts, length, context=context
+            )
+            expected = joint_law(target.next_law, length + 1, context)
+            assert np.abs(found - expected).max() < 1e-12
+
+
+@pytest.mark.parametrize(("name", "num_drafts"), list(token_rules()))
+def test_zero_probabilities_and_equal_models_stay_lossless(name, num_drafts):
+    draft = MarkovModel([[0, 0.5, 0.5], [1, 0, 0], [0.2, 0.3, 0.5]], [0.5, 0, 0.5])
+    target = MarkovModel([[0.5, 0, 0.5], [1, 0, 0], [0, 1, 0]], [0, 0.5, 0.5])
+    for small in (draft, target):
+        found = block_law(target.next_law, small.next_law, name, num_drafts, 2)
+        assert np.abs(found - joint_law(target.next_law, 3)).max() < 1e-12
+
+
+def test_a_model_may_look_at_its_whole_context():
+    def target(prefix):
+        return np.array([1 + sum(prefix), 1 + len(prefix)]) / (2 + sum(prefix) + len(prefix))
+
+    def draft(prefix):
+        return np.array([0.3, 0.7]) if prefix.count(0) % 2 else np.array([0.6, 0.4])
+
+    found = block_law(target, draft, "kseq", 3, 3, context=(1, 0))
+    assert np.abs(found - joint_law(target, 4, (1, 0))).max() < 1e-12
+
+
+# --- the recursion itself, against Algorithm 3 run on every table of drafts ---
+
+
+def literal_algorithm(target, draft, rule, num_drafts, draft_length):
+    """Block law and expected tokens, by listing all V^(K L) drafted tables and walking each one."""
+    vocabulary = len(target(()))
+    law = np.zeros((vocabulary,) * (draft_length + 1))
+    expected = 0.0
+    for flat in itertools.product(range(vocabulary), repeat=num_drafts * draft_length):
+        table = np.array(flat).reshape(num_drafts, draft_length)
+        mass = np.prod(
+            [draft(tuple(row[:i]))[row[i]] for row in table for i in range(draft_length)]
+        )
+
+        def walk(prefix, alive, mass, table=table):
+            nonlocal expected
+            depth = len(prefix)
+            if depth == draft_length or not alive.any():
+                expected += mass * alive.any()
+                law[prefix] += mass * joint_law(target, draft_length + 1 - depth, prefix)
+                return
+            expected += mass
+            tokens = torch.from_numpy(np.where(alive, table[:, depth], -1))
+            laws = (torch.from_numpy(model(prefix)) for model in (draft, target))
+            for y, chance in enumerate(rule.conditional(*laws, tokens).tolist()):
+                if chance:
+                    walk((*prefix, y), alive & (table[:, depth] == y), mass * chance)
+
+        walk((), np.ones(num_drafts, bool), mass)
+    return law, expected
+
+
+@pytest.mark.parametrize(("vocabulary", "num_drafts"), [(3, 2), (2, 3)])
+@pytest.mark.parametrize("rule", [verifiers.get("kseq"), FixedParameters(3)], ids=["kseq", "wrong"])
+def test_recursion_equals_the_literal_algorithm(vocabulary, num_drafts, rule):
+    target, draft = random_chain(vocabulary, 3).next_law, random_chain(vocabulary, 4).next_law
+    law, expected = literal_algorithm(target, draft, rule, num_drafts, 2)
+    assert np.abs(block_law(target, draft, rule, num_drafts, 2) - law).max() < 1e-14
+    assert expected_tokens(target, draft, rule, num_drafts, 2) == pytest.approx(expected, abs=1e-13)
+
+
+# --- wrong variants: what these tests would say of a biased rule ---
+
+
+@pytest.mark.parametrize(
+    ("rule", "num_drafts", "error"),
+    [
+        (Deduplicated(), 2, 0.0412),
+        (Deduplicated(), 3, 0.0726),
+        (Deduplicated(), 4, 0.0999),
+        (UndiscountedMaximalResidual(), 2, 0.1500),
+        (UndiscountedMaximalResidual(), 3, 0.2100),
+        (UndiscountedMaximalResidual(), 4, 0.2340),
+        (MaximalResidual(), 2, 0.0541),
+        (MaximalResidual(), 3, 0.0726),
+        (MaximalResidual(), 4, 0.0683),
+        (FixedParameters(3), 2, 0.1217),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, verifiers.Verifier) else str(value),
+)
+def test_error_of_wrong_variants_in_one_step(rule, num_drafts, error):
+    draft, target = five_tokens()
+    law = rule.output_distribution(draft, target, num_drafts)
+    assert total_variation(law, target) == pytest.approx(error, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [Deduplicated(), UndiscountedMaximalResidual(), MaximalResidual(), FixedParameters(3)],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_block_law_catches_wrong_variants(rule):
+    target, draft = worked_pair()
+    found = block_law(target.next_law, draft.next_law, rule, 3, 2)
+    assert found.sum() == pytest.approx(1, abs=1e-12)
+    assert total_variation(found, joint_law(target.next_law, 3)) > 1e-3
+
+
+def test_parameters_for_all_drafts_are_right_only_until_one_dies():
+    """Its first token is exact, so a test of one step at k = K cannot see this error."""
+    target, draft = worked_pair()
+    found = block_law(target.next_law, draft.next_law, FixedParameters(3), 3, 2)
+    expected = joint_law(target.next_law, 3)
+    assert np.abs(found.sum((1, 2)) - expected.sum((1, 2))).max() < 1e-12
+    assert total_variation(found.sum(2), expected.sum(2)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_drafts": -1, "draft_length": 2}, "num_drafts: found -1"),
+        ({"num_drafts": 2, "draft_length": 0}, "draft_length: found 0"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    target, draft = worked_pair()
+    with pytest.raises(ValueError, match=message):
+        expected_tokens(target.next_law, draft.next_law, "kseq", **settings)
