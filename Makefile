@@ -32,11 +32,10 @@ lint: $(STAMP)  ## Check code, spelling and notebooks
 format: $(STAMP)  ## Mend what lint can mend by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/nbstripout --keep-metadata-keys "metadata.accelerator metadata.colab" notebooks/*.ipynb
+	$(BIN)/nbstripout $(wildcard notebooks/*.ipynb)
 
 check-site: $(STAMP)  ## Check the built site, in headless Chromium too where there is one
-	$(BIN)/python scripts/check_site.py
-	scripts/check_site.sh
+	$(BIN)/python scripts/check_site.py $(if $(REQUIRE_BROWSER),--require-browser)
 
 front-page: $(STAMP)
 	$(BIN)/python scripts/front_page.py
