@@ -49,7 +49,7 @@ def glance() -> str:
     optimum = [transport.optimal_acceptance(draft, target, int(k)) for k in DRAFTS]
 
     plotting.use_style()
-    figure, axes = plt.subplots(figsize=(7.2, 3.7))
+    figure, axes = plt.subplots(figsize=(6.4, 3.6))
     axes.axhline(single, color=plotting.COLORS["coupling"], linestyle="--")
     axes.fill_between(DRAFTS, kseq, optimum, color=plotting.COLORS["kseq"], alpha=0.12, linewidth=0)
     axes.plot(DRAFTS, optimum, "o-", color=plotting.COLORS["optimal"], clip_on=False)
