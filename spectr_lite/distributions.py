@@ -133,7 +133,7 @@ def check_count(value: int, name: str, least: int = 1) -> int:
 
 
 def as_generator(
-    generator: None | int | np.random.Generator | torch.Generator, device: torch.device
+    generator: int | np.random.Generator | torch.Generator | None, device: torch.device
 ) -> torch.Generator:
     """A torch.Generator on `device`: from a seed, from a NumPy generator, or freshly seeded."""
     if isinstance(generator, torch.Generator):

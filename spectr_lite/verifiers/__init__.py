@@ -3,8 +3,8 @@
 A rule is one file here and one line below.
 """
 
-from spectr_lite.verifiers import coupling, kseq
+from spectr_lite.verifiers import coupling, kseq, optimal
 from spectr_lite.verifiers.base import Selection, Verifier
 from spectr_lite.verifiers.registry import get, names, register
 
-__all__ = ["Selection", "Verifier", "coupling", "get", "kseq", "names", "register"]
+__all__ = ["Selection", "Verifier", "coupling", "get", "kseq", "names", "optimal", "register"]

@@ -52,7 +52,7 @@ class Verifier(ABC):
         draft: ArrayLike,
         target: ArrayLike,
         tokens: ArrayLike,
-        generator: None | int | np.random.Generator | torch.Generator = None,
+        generator: int | np.random.Generator | torch.Generator | None = None,
     ) -> Selection:
         """One token per row. `tokens`: (..., k) drafted ids, repeats kept, in the order drawn."""
         pair = check_pair(draft, target)

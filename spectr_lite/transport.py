@@ -1,0 +1,251 @@
+"""Draft selection as optimal transport with membership cost (OTM).
+
+Choose a joint law pi of the drafted tuple x and the output y, with the drafts' law as one marginal
+and the target as the other, so that y is a drafted token as often as possible:
+
+    alpha = max over pi of  sum_{x, y in S(x)} pi(x, y),     S(x) = the set of tokens in x
+
+By max-flow = min-cut, for any joint law of the drafts,
+
+    alpha = 1 - max over token sets A of  [ P(S subset of A) - target(A) ]
+
+`solve_lp` solves the program; `optimal_acceptance` evaluates the cut formula on the V prefixes of one
+sorted order, which always contain a worst set. Source: section 3 of SpecTr (arXiv 2310.15141).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from spectr_lite.distributions import ArrayLike, check_count, check_pair
+from spectr_lite.laws import IID, DraftLaw
+
+# What cvxpy and HiGHS together hold per variable, measured as peak memory over a grid of sizes.
+LP_BYTES_PER_VARIABLE = 1_500
+LP_BYTES_LIMIT = 4 * 2**30
+
+Formulation = Literal["reduced", "literal"]
+
+
+@dataclass(frozen=True)
+class LPResult:
+    """An optimal transport plan, its value, and the cut that proves the value.
+
+    acceptance  alpha, the optimum of the program
+    plan        joint law of (x_1, ..., x_k, y): an array with k + 1 axes of length V. Summed over its
+                last axis it is the drafts' law; summed over the others it is the target.
+    cut         the tokens of a worst set A: acceptance = 1 - P(S subset of A) + target(A)
+    variables   the number of variables the program had
+    """
+
+    acceptance: float
+    plan: np.ndarray
+    cut: tuple[int, ...]
+    variables: int
+
+
+def lp_size(vocabulary: int, k: int, formulation: Formulation = "reduced") -> int:
+    """Variables of the program for i.i.d. drafts.
+
+    literal: one for each of V^k tuples and V outputs.  reduced: one for each multiset of k tokens and
+    each of its distinct members: sum_d d C(V, d) C(k - 1, d - 1).
+    """
+    check_count(vocabulary, "vocabulary")
+    check_count(k, "k")
+    if formulation == "literal":
+        return vocabulary ** (k + 1)
+    return sum(
+        d * math.comb(vocabulary, d) * math.comb(k - 1, d - 1)
+        for d in range(1, min(vocabulary, k) + 1)
+    )
+
+
+def lp_bytes(vocabulary: int, k: int, formulation: Formulation = "reduced") -> int:
+    """Memory the program and its answer need, in bytes: the variables and the plan's V^(k+1) cells."""
+    return LP_BYTES_PER_VARIABLE * lp_size(vocabulary, k, formulation) + 16 * vocabulary ** (k + 1)
+
+
+def solve_lp(
+    draft: ArrayLike,
+    target: ArrayLike,
+    k: int,
+    formulation: Formulation = "reduced",
+    law: DraftLaw | None = None,
+) -> LPResult:
+    """The OTM program solved by HiGHS through cvxpy, for one pair of shape (V,).
+
+    "literal" has a variable for every tuple and every output. "reduced" keeps only the pairs with y
+    in S(x), since unmatched mass can be completed afterwards by the product of what is left over on
+    both sides, and merges tuples that are reorderings of one another.
+
+    Raises ValueError for bad distributions, a batch, k < 1, an unknown formulation, or a program that
+    would need more than LP_BYTES_LIMIT bytes.
+    """
+    pair = check_pair(draft, target)
+    k = check_count(k, "k")
+    if formulation not in ("reduced", "literal"):
+        raise ValueError(f"formulation: found {formulation!r}. Use 'reduced' or 'literal'.")
+    if pair.draft.ndim != 1:
+        raise ValueError(
+            f"draft: shape {tuple(pair.draft.shape)} is a batch. The program is solved for one pair; "
+            "use optimal_acceptance for batches."
+        )
+    p, q = pair.draft.double().cpu(), pair.target.double().cpu().numpy()
+    vocabulary = len(q)
+    needed = lp_bytes(vocabulary, k, formulation)
+    if needed > LP_BYTES_LIMIT:
+        raise ValueError(
+            f"k: V={vocabulary} and k={k} make a {formulation} program of "
+            f"{lp_size(vocabulary, k, formulation):,} variables, about {needed / 2**30:,.1f} GiB; the "
+            f"limit is {LP_BYTES_LIMIT / 2**30:.0f} GiB. optimal_acceptance gives the same optimum at "
+            "any size."
+        )
+    drawn, mass = (law or IID()).tuples(p, k)
+    tuples, weights = drawn.numpy(), mass.numpy()
+    if (tuples < 0).any():
+        raise ValueError(
+            f"k: under {law!r} this draft has fewer than {k} tokens to give, so its plan has no k-th "
+            "axis. Use a smaller k; optimal_acceptance takes any."
+        )
+    if formulation == "reduced":
+        # Reorderings of one multiset are one node; -1 (no draft) sorts first and is never a member.
+        nodes, node_of = np.unique(np.sort(tuples, axis=1), axis=0, return_inverse=True)
+        node_of = node_of.reshape(-1)
+        supply = np.bincount(node_of, weights, minlength=len(nodes))
+        row, column = _members(nodes)
+        flow, cut = _max_flow(supply, q, row, column)
+        share = np.zeros((len(nodes), vocabulary))
+        share[row, column] = flow
+        share = _complete(share, supply, q)
+        per_node = share / np.where(supply > 0, supply, 1)[:, None]
+        joint = weights[:, None] * per_node[node_of]
+        variables = len(row)
+    else:
+        row, column = (
+            index.reshape(-1) for index in np.indices((len(tuples), vocabulary), dtype=np.intp)
+        )
+        member = np.zeros((len(tuples), vocabulary + 1), dtype=bool)
+        member[np.arange(len(tuples))[:, None], tuples] = True
+        flow, cut = _literal(weights, q, row, column, member[:, :-1].reshape(-1))
+        joint = flow.reshape(len(tuples), vocabulary)
+        variables = len(row)
+    plan = np.zeros((vocabulary,) * (k + 1))
+    plan[tuple(tuples.T)] = joint
+    inside = sum(
+        joint[index, list({*map(int, tokens)})].sum() for index, tokens in enumerate(tuples)
+    )
+    return LPResult(float(inside), plan, cut, variables)
+
+
+def optimal_acceptance(
+    draft: ArrayLike, target: ArrayLike, k: int, law: DraftLaw | None = None
+) -> Any:
+    """alpha, the best P(Y in S) of any lossless rule; shape (...), exact at any vocabulary.
+
+        alpha = 1 - max_A [ P(S subset of A) - target(A) ],   i.i.d.: P(S subset of A) = draft(A)^k
+
+    The worst set is a prefix of the tokens sorted by target/draft ascending, so one sort and two
+    cumulative sums suffice: O(V log V). `law` says how the drafts are drawn (i.i.d. unless given).
+    Raises ValueError for bad distributions or k < 1.
+    """
+    pair = check_pair(draft, target)
+    k = check_count(k, "k")
+    law = law or IID()
+    order = law.order(pair.draft, pair.target, k)
+    inside = law.containment(pair.draft, order, k)
+    covered = pair.target.gather(-1, order).cumsum(-1, dtype=torch.float64)
+    return pair.restore(1 - (inside - covered).amax(-1).clamp(0, 1))
+
+
+def worst_set(draft: ArrayLike, target: ArrayLike, k: int) -> tuple[int, ...]:
+    """The tokens A that maximise draft(A)^k - target(A), for one pair of shape (V,) and i.i.d. drafts.
+
+    The dual optimum of the program: no lossless rule can do better than 1 - [draft(A)^k - target(A)].
+    """
+    pair = check_pair(draft, target)
+    k = check_count(k, "k")
+    if pair.draft.ndim != 1:
+        raise ValueError(f"draft: shape {tuple(pair.draft.shape)} is a batch; pass one pair.")
+    law = IID()
+    order = law.order(pair.draft, pair.target, k)
+    covered = pair.target.gather(-1, order).cumsum(-1, dtype=torch.float64)
+    excess = law.containment(pair.draft, order, k) - covered
+    best = int(excess.argmax())
+    return tuple(sorted(order[: best + 1].tolist())) if excess[best] > 0 else ()
+
+
+def _members(nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row, token) of every distinct member of every sorted multiset."""
+    first = np.ones_like(nodes, dtype=bool)
+    first[:, 1:] = nodes[:, 1:] != nodes[:, :-1]
+    row, position = np.nonzero(first & (nodes >= 0))
+    return row, nodes[row, position]
+
+
+def _incidence(row: np.ndarray, column: np.ndarray, rows: int, columns: int):
+    """Sparse matrices that sum a flow per tuple and per token."""
+    edges, ones = np.arange(len(row)), np.ones(len(row))
+    per_tuple = sp.csr_array((ones, (row, edges)), shape=(rows, len(row)))
+    per_token = sp.csr_array((ones, (column, edges)), shape=(columns, len(row)))
+    return per_tuple, per_token
+
+
+def _max_flow(
+    supply: np.ndarray, demand: np.ndarray, row: np.ndarray, column: np.ndarray
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Maximise the flow from tuples to their own tokens; also the tokens on the cut."""
+    import cvxpy as cp
+
+    per_tuple, per_token = _incidence(row, column, len(supply), len(demand))
+    flow = cp.Variable(len(row), nonneg=True)
+    token_limit = per_token @ flow <= demand
+    problem = cp.Problem(cp.Maximize(cp.sum(flow)), [per_tuple @ flow <= supply, token_limit])
+    _solve(problem)
+    # A vertex of the dual is 0 or 1: a token is in A when its capacity is what limits the flow.
+    cut = tuple(np.flatnonzero(token_limit.dual_value > 0.5).tolist())
+    return np.clip(flow.value, 0, None), cut
+
+
+def _literal(
+    supply: np.ndarray,
+    demand: np.ndarray,
+    row: np.ndarray,
+    column: np.ndarray,
+    member: np.ndarray,
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The program as the paper states it: every (x, y) has a variable, both marginals are equalities."""
+    import cvxpy as cp
+
+    per_tuple, per_token = _incidence(row, column, len(supply), len(demand))
+    joint = cp.Variable(len(row), nonneg=True)
+    token_marginal = per_token @ joint == demand
+    problem = cp.Problem(
+        cp.Maximize(member.astype(float) @ joint), [per_tuple @ joint == supply, token_marginal]
+    )
+    _solve(problem)
+    # Equality duals are fixed up to a constant, and cut tokens lie one above the others.
+    price = token_marginal.dual_value
+    cut = tuple(np.flatnonzero(price - price.min() > 0.5).tolist()) if np.ptp(price) > 0.5 else ()
+    return np.clip(joint.value, 0, None), cut
+
+
+def _solve(problem) -> None:
+    import cvxpy as cp
+
+    problem.solve(solver=cp.HIGHS)
+    if problem.status != cp.OPTIMAL:
+        raise RuntimeError(f"HiGHS stopped with status {problem.status!r} instead of an optimum.")
+
+
+def _complete(share: np.ndarray, supply: np.ndarray, demand: np.ndarray) -> np.ndarray:
+    """A plan with the right marginals: what is left on both sides is paired independently."""
+    spare = np.clip(supply - share.sum(1), 0, None)
+    missing = np.clip(demand - share.sum(0), 0, None)
+    total = missing.sum()
+    return share + (np.outer(spare, missing / total) if total > 0 else 0)
