@@ -233,7 +233,7 @@ def _heap_row(u: list[float], r: list[float], g: list[float]) -> tuple[list[floa
     for j in range(len(u)):
         while len(corners) > 1:
             a, b = corners[-2:]
-            if (g[b] - g[a]) * (r[j] - r[b]) >= (g[j] - g[b]) * (r[b] - r[a]):
+            if (g[b] - g[a]) * (r[j] - r[b]) > (g[j] - g[b]) * (r[b] - r[a]):
                 break
             corners.pop()
         corners.append(j)
