@@ -1,4 +1,4 @@
-"""The cache, the slots and the tree mask must be invisible: only the causal forward is the definition."""
+"""Cache, slots and tree mask must be invisible: the causal forward is the definition."""
 
 from __future__ import annotations
 
