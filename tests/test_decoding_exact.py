@@ -7,17 +7,18 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from wrong_variants import (
+from decoding_rules import (
+    WRONG,
     Deduplicated,
     FixedParameters,
     MaximalResidual,
     UndiscountedMaximalResidual,
+    token_rules,
 )
 
 from spectr_lite import verifiers
 from spectr_lite.distributions import five_tokens
 from spectr_lite.enumeration import block_law, expected_tokens, joint_law
-from spectr_lite.laws import IID
 from spectr_lite.models.markov import MarkovModel, worked_pair
 
 
@@ -29,19 +30,6 @@ def random_chain(vocabulary, seed):
     rng = np.random.default_rng(seed)
     rows = rng.dirichlet(np.full(vocabulary, 0.7), size=vocabulary + 1)
     return MarkovModel(rows[:-1], rows[-1])
-
-
-def token_rules():
-    """(name, K) for every rule that i.i.d. drafts may use, with every K <= 3 that it takes."""
-    for name in verifiers.names():
-        rule = verifiers.get(name)
-        for num_drafts in (1, 2, 3):
-            try:
-                rule.acceptance(np.ones(1), np.ones(1), num_drafts)
-            except ValueError:
-                continue
-            if IID in rule.valid_for:
-                yield name, num_drafts
 
 
 def total_variation(law, other):
@@ -192,11 +180,7 @@ def test_error_of_wrong_variants_in_one_step(rule, num_drafts, error):
     assert total_variation(law, target) == pytest.approx(error, abs=5e-5)
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [Deduplicated(), UndiscountedMaximalResidual(), MaximalResidual(), FixedParameters(3)],
-    ids=lambda rule: type(rule).__name__,
-)
+@pytest.mark.parametrize("rule", WRONG, ids=lambda rule: type(rule).__name__)
 def test_block_law_catches_wrong_variants(rule):
     target, draft = worked_pair()
     found = block_law(target.next_law, draft.next_law, rule, 3, 2)

@@ -1,13 +1,34 @@
-"""Selection rules that look right and are not. The tests must reject every one of them."""
+"""The rules that the tests of decoding run through: every registered one, and four that are wrong.
+
+The wrong ones look right; each is a mistake that somebody could make. The tests must reject them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from spectr_lite import verifiers
 from spectr_lite.distributions import at
+from spectr_lite.laws import IID
 from spectr_lite.verifiers import Verifier
 from spectr_lite.verifiers.kseq import optimal_rho, residual
+
+
+def token_rules() -> Iterator[tuple[str, int]]:
+    """(name, K) for every rule that decodes from i.i.d. drafts, with every K <= 3 that it takes."""
+    for name in verifiers.names():
+        rule = verifiers.get(name)
+        for num_drafts in (1, 2, 3):
+            try:
+                rule.acceptance(np.ones(1), np.ones(1), num_drafts)
+            except ValueError:
+                continue
+            if IID in rule.valid_for:
+                yield name, num_drafts
 
 
 def first_accepted(
@@ -61,3 +82,6 @@ class FixedParameters(Verifier):
         rho = optimal_rho(draft, target, self.k).expand(draft.shape[:-1])
         left = residual(draft, target, rho, self.k)
         return first_accepted(draft, target, rho, left, tokens)
+
+
+WRONG = [Deduplicated(), UndiscountedMaximalResidual(), MaximalResidual(), FixedParameters(3)]

@@ -1,0 +1,391 @@
+"""The loop as it runs: the laws it shows to the rule, the text it emits, and how it ends."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from decoding_rules import WRONG, token_rules
+
+from spectr_lite import verifiers
+from spectr_lite.decoding import Tree, decode, generate
+from spectr_lite.enumeration import joint_law
+from spectr_lite.models.markov import worked_pair
+from spectr_lite.models.transformer import Transformer, TransformerConfig
+from spectr_lite.stats import chi_square
+
+FALSE_ALARM = 1e-6  # of each statistical test; seeds are fixed, so a failure stays one
+START = 3  # the start token of the worked chain
+
+
+@pytest.fixture(scope="module")
+def tiny_pair():
+    """Two random float64 Transformers over 11 tokens whose laws depend on all of their context."""
+
+    shape = {"vocab_size": 11, "width": 16, "heads": 4, "kv_heads": 2, "ffn": 24, "context": 200}
+
+    def model(layers, seed):
+        made = Transformer(TransformerConfig(layers=layers, **shape)).double().requires_grad_(False)
+        generator = torch.Generator().manual_seed(seed)
+        for matrix in (weight for weight in made.parameters() if weight.dim() == 2):
+            matrix.normal_(std=1.2 / matrix.shape[1] ** 0.5, generator=generator)
+        made.embed_tokens.weight.normal_(std=0.4, generator=generator)
+        return made.eval()
+
+    target, draft = model(3, seed=1), model(2, seed=2)
+    draft.embed_tokens.weight.copy_(target.embed_tokens.weight)
+    return target, draft
+
+
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 0, 1]]
+
+
+def reread(model, tokens):
+    """The law of the token after `tokens` (a list), without any cache."""
+    return torch.softmax(model(torch.tensor([tokens]))[0, -1], -1)
+
+
+# --- what the rule is shown, to rounding: cache, tree mask, positions and moves stand behind it ---
+
+
+class Spy(verifiers.Verifier):
+    """K-SEQ, noting what it is asked."""
+
+    def __init__(self):
+        self.calls = []
+
+    def conditional(self, draft, target, tokens):
+        return verifiers.get("kseq").conditional(draft, target, tokens)
+
+    def pick(self, draft, target, tokens, generator):
+        token = verifiers.get("kseq").pick(draft, target, tokens, generator)
+        self.calls.append((draft.clone(), target.clone(), tokens.clone(), token))
+        return token
+
+
+@pytest.mark.parametrize(("num_drafts", "draft_length"), [(1, 3), (3, 4), (4, 1)])
+def test_every_law_shown_to_the_rule_is_the_law_of_the_text_so_far(
+    tiny_pair, num_drafts, draft_length
+):
+    target, draft = tiny_pair
+    spy = Spy()
+    texts = [list(prompt) for prompt in PROMPTS]
+    depths_seen, bonuses = set(), 0
+    turns = decode(
+        target,
+        draft,
+        PROMPTS,
+        verifier=spy,
+        num_drafts=num_drafts,
+        draft_length=draft_length,
+        max_new_tokens=40,
+        generator=0,
+    )
+    for turn in turns:
+        for row, text in enumerate(texts):
+            block = turn.block[row, : turn.accepted[row] + 1].tolist()
+            for depth, (p, q, tokens, token) in enumerate(spy.calls):
+                if not turn.active[row] or depth > turn.accepted[row]:
+                    continue
+                context = text + block[:depth]
+                if len(context) < len(PROMPTS[row]) + 40:  # further laws cannot reach the text
+                    torch.testing.assert_close(p[row], reread(draft, context), rtol=0, atol=1e-11)
+                    torch.testing.assert_close(q[row], reread(target, context), rtol=0, atol=1e-11)
+                alive = (turn.drafted[row, :, :depth] == torch.tensor(block[:depth])).all(-1)
+                offered = torch.where(alive, turn.drafted[row, :, depth], -1)
+                assert tokens[row].tolist() == offered.tolist()
+                assert token[row] == block[depth]
+                depths_seen.add(depth)
+            text += turn.tokens(row)
+            bonuses += turn.kinds(row)[-1:] == ["bonus"]
+        spy.calls.clear()
+    assert depths_seen == set(range(draft_length))
+    assert bonuses > 0  # the one case in which the draft's cache lags by a token
+    assert [len(text) for text in texts] == [len(prompt) + 40 for prompt in PROMPTS]
+
+
+def test_tree_mask_by_hand():
+    """K = 2 paths of L = 2 behind a prefix of 2; slots: prefix, root, a1 a2, b1 b2."""
+    mask = Tree(2, 2).mask(torch.arange(5), torch.tensor([3]), span=7)
+    expected = """
+        111....
+        1111...
+        11111..
+        111..1.
+        111..11
+    """
+    assert ["".join(".1"[x] for x in row) for row in mask[0].tolist()] == expected.split()
+
+
+class Counting:
+    """A model that counts its calls and the cache slots it was asked for."""
+
+    def __init__(self, model):
+        self.model, self.calls = model, []
+        self.config, self.vocab_size, self.device = model.config, model.vocab_size, model.device
+
+    def new_cache(self, batch, slots):
+        self.cache_shape = (batch, slots)
+        return self.model.new_cache(batch, slots)
+
+    def __call__(self, tokens, *rest):
+        self.calls.append(tuple(tokens.shape))
+        return self.model(tokens, *rest)
+
+
+def test_one_target_call_each_turn_and_one_copy_of_the_prefix(tiny_pair):
+    target, draft = map(Counting, tiny_pair)
+    run = generate(target, draft, PROMPTS, num_drafts=4, draft_length=3, max_new_tokens=20)
+    turns = len(run.iterations)
+    assert target.calls == [(3, 7)] + [(3, 1 + 4 * 3)] * turns
+    assert draft.calls == [(3, 7)] + [(3, 2), (3, 4), (3, 4)] * turns
+    assert target.cache_shape == draft.cache_shape == (3, 8 + 20 + 4 * 3)
+
+
+def test_a_prompt_read_in_pieces_is_the_same_prompt(tiny_pair, monkeypatch):
+    settings = {"num_drafts": 2, "draft_length": 2, "max_new_tokens": 10, "generator": 4}
+    whole = generate(*tiny_pair, PROMPTS, **settings)
+    monkeypatch.setattr("spectr_lite.decoding.PROMPT_PIECE", 3)
+    assert generate(*tiny_pair, PROMPTS, **settings).tokens == whole.tokens
+
+
+# --- the law of the text, by sampling ---
+
+
+def joint_counts(run, vocabulary, length):
+    counts = np.zeros((vocabulary,) * length, int)
+    np.add.at(counts, tuple(np.array(run.tokens)[:, :length].T), 1)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("verifier", "num_drafts", "draft_length"),
+    [("kseq", 0, 1), ("coupling", 1, 2), ("kseq", 1, 4), ("kseq", 2, 1), ("kseq", 3, 2)],
+)
+def test_text_follows_the_target(verifier, num_drafts, draft_length):
+    target, draft = worked_pair()
+    run = generate(
+        target,
+        draft,
+        [[START]] * 20_000,
+        verifier=verifier,
+        num_drafts=num_drafts,
+        draft_length=draft_length,
+        max_new_tokens=3,
+        generator=5,
+    )
+    result = chi_square(joint_counts(run, 3, 3), joint_law(target.next_law, 3))
+    assert result.degrees == 26
+    assert result.p_value > FALSE_ALARM
+
+
+@pytest.mark.parametrize("rule", WRONG, ids=lambda rule: type(rule).__name__)
+def test_sampling_rejects_wrong_variants(rule):
+    target, draft = worked_pair()
+    run = generate(
+        target,
+        draft,
+        [[START]] * 20_000,
+        verifier=rule,
+        num_drafts=3,
+        draft_length=2,
+        max_new_tokens=3,
+        generator=5,
+    )
+    result = chi_square(joint_counts(run, 3, 3), joint_law(target.next_law, 3))
+    assert result.p_value < FALSE_ALARM
+
+
+@pytest.mark.parametrize("num_drafts", [0, 1, 3])
+def test_text_of_a_transformer_follows_the_target(tiny_pair, num_drafts):
+    """Rows of one batch start from different prompts, so that their caches are ragged."""
+    target, draft = tiny_pair
+    run = generate(
+        target,
+        draft,
+        [PROMPTS[row % 2] for row in range(4000)],
+        num_drafts=num_drafts,
+        draft_length=2,
+        max_new_tokens=3,
+        generator=6,
+    )
+    for row in range(2):
+
+        def law(prefix, row=row):
+            return reread(target, [*PROMPTS[row], *prefix]).numpy()
+
+        counts = np.zeros((11, 11), int)
+        np.add.at(counts, tuple(np.array(run.tokens[row::2])[:, 1:].T), 1)
+        assert chi_square(counts, joint_law(law, 3).sum(0)).p_value > FALSE_ALARM
+
+
+def test_mean_block_of_the_first_turn_is_the_enumerated_one():
+    target, draft = worked_pair()
+    run = generate(
+        target,
+        draft,
+        [[START]] * 20_000,
+        num_drafts=2,
+        draft_length=4,
+        max_new_tokens=1,
+        generator=7,
+    )
+    assert run.calls == [1] * 20_000
+    spread = np.std(run.emitted) / 20_000**0.5
+    assert abs(run.block_efficiency - 3.03884151) < 5 * spread
+
+
+# --- greedy decoding ---
+
+
+@pytest.mark.parametrize(("verifier", "num_drafts"), list(token_rules()))
+def test_temperature_0_is_greedy_decoding(tiny_pair, verifier, num_drafts):
+    target, draft = tiny_pair
+    plain = generate(target, None, PROMPTS, num_drafts=0, max_new_tokens=30, temperature=0)
+    for row, prompt in enumerate(PROMPTS):
+        text = list(prompt)
+        for token in plain.tokens[row]:
+            assert token == reread(target, text).argmax()
+            text.append(token)
+    settings = {
+        "verifier": verifier,
+        "num_drafts": num_drafts,
+        "max_new_tokens": 30,
+        "temperature": 0,
+    }
+    run = generate(target, draft, PROMPTS, draft_length=3, **settings)
+    assert run.tokens == plain.tokens
+    again = generate(target, target, PROMPTS, draft_length=4, **settings)
+    assert again.tokens == plain.tokens
+    assert again.block_efficiency == 5
+
+
+def test_a_ragged_batch_equals_its_rows_alone(tiny_pair):
+    settings = {"num_drafts": 2, "draft_length": 3, "max_new_tokens": 25, "temperature": 0}
+    together = generate(*tiny_pair, PROMPTS, **settings)
+    alone = [generate(*tiny_pair, [prompt], **settings) for prompt in PROMPTS]
+    assert together.tokens == [run.tokens[0] for run in alone]
+    assert together.calls == [run.calls[0] for run in alone]
+
+
+# --- how a text ends ---
+
+
+@pytest.mark.parametrize("num_drafts", [0, 1, 3])
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 7])
+def test_text_has_exactly_the_tokens_asked_for(tiny_pair, num_drafts, max_new_tokens):
+    settings = {"num_drafts": num_drafts, "max_new_tokens": max_new_tokens, "generator": 8}
+    run = generate(*tiny_pair, PROMPTS, **settings)
+    assert [len(tokens) for tokens in run.tokens] == [max_new_tokens] * 3
+    assert all(0 <= token < 11 for tokens in run.tokens for token in tokens)
+
+
+def test_a_shorter_limit_keeps_the_beginning(tiny_pair):
+    """The block that is cut loses its last tokens, and nothing before it changes."""
+    texts = [
+        generate(*tiny_pair, [[1, 2]], max_new_tokens=n, generator=9).tokens[0]
+        for n in range(1, 25, 4)
+    ]
+    assert all(texts[-1][: len(text)] == text for text in texts)
+
+
+def test_a_stop_token_ends_its_row_only(tiny_pair):
+    settings = {"num_drafts": 3, "draft_length": 3, "max_new_tokens": 40, "temperature": 0}
+    free = generate(*tiny_pair, PROMPTS, **settings).tokens
+    stop = free[0][5]
+    run = generate(*tiny_pair, PROMPTS, stop_tokens=[stop], **settings)
+    for tokens, unstopped in zip(run.tokens, free, strict=True):
+        end = unstopped.index(stop) + 1 if stop in unstopped else len(unstopped)
+        assert tokens == unstopped[:end]
+
+
+def test_iterations_account_for_every_token(tiny_pair):
+    run = generate(*tiny_pair, PROMPTS, num_drafts=3, draft_length=2, generator=10)
+    for row, tokens in enumerate(run.tokens):
+        assert tokens == [token for turn in run.iterations for token in turn.tokens(row)]
+        kinds = [kind for turn in run.iterations for kind in turn.kinds(row)]
+        assert len(kinds) == len(tokens)
+        full = [turn for turn in run.iterations if turn.kept[row] == turn.accepted[row] + 1]
+        assert kinds.count("corrected") + kinds.count("bonus") == len(full)
+        for turn in run.iterations:
+            accepted = turn.accepted[row]
+            path = turn.drafted[row, turn.path[row], :accepted]
+            assert turn.block[row, :accepted].tolist() == path.tolist()
+            assert (turn.block[row, accepted + 1 :] == -1).all()
+    calls = [sum(int(turn.active[row]) for turn in run.iterations) for row in range(3)]
+    assert run.calls == calls
+    assert run.block_efficiency == sum(run.emitted) / sum(calls)
+
+
+def test_autoregressive_decoding_has_block_efficiency_1(tiny_pair):
+    run = generate(tiny_pair[0], None, PROMPTS, num_drafts=0, max_new_tokens=5)
+    assert run.block_efficiency == 1
+    assert run.calls == [5, 5, 5]
+
+
+def test_the_context_can_be_filled_to_its_end(tiny_pair):
+    run = generate(*tiny_pair, [[1] * 150], num_drafts=2, draft_length=8, max_new_tokens=20)
+    assert len(run.tokens[0]) == 20
+
+
+def test_one_seed_one_text(tiny_pair):
+    first, again, other = (
+        generate(*tiny_pair, PROMPTS, max_new_tokens=20, generator=seed).tokens
+        for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_gradients_stay_as_the_caller_left_them(tiny_pair):
+    for _ in decode(*tiny_pair, PROMPTS, max_new_tokens=3):
+        assert torch.is_grad_enabled()
+
+
+# --- arguments ---
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": []}, r"prompts: found \[\]"),
+        ({"prompts": [[1], []]}, r"prompts\[1\]: it is empty"),
+        ({"prompts": [[1, 11]]}, r"prompts\[0\]: found id 11; the vocabulary has ids 0 to 10"),
+        ({"prompts": [[-1]]}, r"prompts\[0\]: found id -1"),
+        ({"prompts": [[1] * 190]}, r"190 tokens and max_new_tokens=20 exceed the models' context"),
+        ({"max_new_tokens": 0}, "max_new_tokens: found 0"),
+        ({"num_drafts": -1}, "num_drafts: found -1"),
+        ({"draft_length": 0}, "draft_length: found 0"),
+        ({"temperature": -0.5}, "temperature: found -0.5"),
+        ({"temperature": float("nan")}, "temperature: found nan"),
+        ({"verifier": "best"}, "no rule named 'best'"),
+        ({"verifier": "coupling"}, "'coupling' cannot decode with num_drafts=3"),
+        ({"stop_tokens": [12]}, "stop_tokens: found id 12"),
+        ({"draft": None}, "draft: found None"),
+        ({"draft": worked_pair()[1]}, "vocabularies of 4 and 11 tokens"),
+    ],
+)
+def test_bad_values_are_refused_before_any_work(tiny_pair, change, message):
+    target, draft = tiny_pair
+    call = {"target": target, "draft": draft, "prompts": PROMPTS, "max_new_tokens": 20}
+    with pytest.raises(ValueError, match=message):
+        decode(**(call | {"num_drafts": 3, "draft_length": 2} | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": ["text"]}, r"prompts\[0\]: found 'text'"),
+        ({"prompts": [1, 2]}, r"prompts\[0\]: found 1"),
+        ({"prompts": [[1.0]]}, r"prompts\[0\]: found 1.0"),
+        ({"num_drafts": 2.0}, "num_drafts: expected a whole number"),
+    ],
+)
+def test_wrong_types_are_refused(tiny_pair, change, message):
+    with pytest.raises(TypeError, match=message):
+        decode(*tiny_pair, **({"prompts": PROMPTS} | change))
+
+
+def test_autoregressive_decoding_ignores_the_draft_settings(tiny_pair):
+    run = generate(tiny_pair[0], None, PROMPTS, num_drafts=0, draft_length=0, max_new_tokens=2)
+    assert [len(tokens) for tokens in run.tokens] == [2, 2, 2]
