@@ -21,6 +21,7 @@ of a prior closed form of an optimal winner. The book's proofs page proves every
 from __future__ import annotations
 
 import heapq
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -239,7 +240,7 @@ def _heap_row(u: list[float], r: list[float], g: list[float]) -> tuple[list[floa
         corners.append(j)
     tau = [0.0] * (len(u) - 1)
     slope = [0.0] * (len(u) - 1)
-    for first, last in zip(corners, corners[1:], strict=False):
+    for first, last in itertools.pairwise(corners):
         run = r[last] - r[first]
         rate = (g[last] - g[first]) / run if run > 0 else 0.0
         hull = [g[first] + rate * (r[j] - r[first]) for j in range(first, last + 1)]
