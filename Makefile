@@ -14,7 +14,8 @@ help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
 book: $(STAMP) front-page  ## Execute every notebook and write the site to _build/html
-	$(BIN)/jupyter-book build . -W -n --keep-going
+	rm -rf $(HTML)
+	$(BIN)/jupyter-book build . --all -W -n --keep-going
 	@echo "The book is in $(CURDIR)/$(HTML)/index.html; 'make serve' shows it."
 
 test: $(STAMP)  ## Run the tests
