@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from spectr_lite import decode_command, models
+from spectr_lite.decoding import generate
+from spectr_lite.rendering import TextStream, pieces, to_html
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return models.load_pair("bundled")
+
+
+def run(*words):
+    parser = argparse.ArgumentParser()
+    decode_command.add_arguments(parser)
+    return decode_command.run(parser.parse_args(["--device", "cpu", *words]))
+
+
+def test_streams_the_text_and_its_block_efficiency(pair, capsys):
+    words = ["--prompt", "My fellow citizens", "-K", "2", "-L", "3", "--seed", "4"]
+    assert run(*words, "--max-new-tokens", "12") == 0
+    shown = capsys.readouterr().out
+    prompt = pair.tokenizer.encode("My fellow citizens").ids
+    settings = {"num_drafts": 2, "draft_length": 3, "max_new_tokens": 12, "generator": 4}
+    made = generate(pair.target, pair.draft, [prompt], stop_tokens=[pair.end_of_text], **settings)
+    assert shown.startswith(pair.tokenizer.decode(prompt + made.tokens[0]))
+    assert f"in {made.calls[0]} calls of the large model" in shown
+    assert f"block efficiency {made.block_efficiency:.2f} " in shown
+    assert "\033[" not in shown
+
+
+def test_drafts_are_listed(capsys):
+    assert run("--prompt", "", "-K", "3", "-L", "2", "--max-new-tokens", "2", "--show-drafts") == 0
+    shown = capsys.readouterr().out
+    assert "turn 1" in shown
+    assert shown.split("=>")[0].count(" | ") >= 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--verifier", "best"], "no rule named 'best'"),
+        (["--pair", "nowhere"], "nowhere"),
+        (["-L", "0"], "draft_length: found 0"),
+        (["--max-new-tokens", "600"], "exceed the models' context of 512"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(words, message, capsys):
+    assert run("--prompt", "We", *words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("spectr_lite decode: error: ")
+
+
+def test_pieces_join_to_the_text(pair):
+    prompt = pair.tokenizer.encode("My fellow citizens").ids
+    made = generate(pair.target, pair.draft, [prompt], max_new_tokens=20, generator=2)
+    marked = pieces(pair.tokenizer, prompt, made.iterations)
+    assert len(marked) == 21
+    assert "".join(text for _, text in marked) == pair.tokenizer.decode(prompt + made.tokens[0])
+
+
+def test_half_a_character_waits(pair):
+    tokens = pair.tokenizer.encode("caf\u00e9 \u2014 \u6f22").ids
+    stream = TextStream(pair.tokenizer)
+    parts = [stream.add(token) for token in tokens]
+    assert "".join(parts) == "caf\u00e9 \u2014 \u6f22"
+    assert len(tokens) > len("caf\u00e9 \u2014 \u6f22")
+
+
+def test_html_escapes_text_and_names_every_kind():
+    page = to_html([("accepted", "<b>"), ("corrected", " & ")])
+    assert '<span class="tok-accepted">&lt;b&gt;</span>' in page
+    assert '<span class="tok-corrected"> &amp; </span>' in page
+    assert page.count("tok-legend") == 1
