@@ -435,7 +435,8 @@ def stage_export(run: Run, settings: Settings) -> None:
         content = safetensors.torch.save(weights)
         config[role] = write(f"{role}.safetensors", content)
         config[role]["architecture"] = asdict(getattr(settings, role))
-    config["tokenizer"] = write("tokenizer.json", (run.checkpoints / "tokenizer.json").read_bytes())
+    tokenizer = tokenizers.Tokenizer.from_file(str(run.checkpoints / "tokenizer.json"))
+    config["tokenizer"] = write("tokenizer.json", tokenizer.to_str().encode())
     write("config.json", as_json(config))
     pair = load_pair()
     write("prompts.json", as_json(held_out_prompts(pair.tokenizer, settings.seed)))
@@ -554,7 +555,10 @@ Records: `results/train-pair/{run.records.name}`.
 
 
 def as_json(content: dict) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    """Indented, except that a list of numbers stays on one line."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    one_line = re.sub(r"\[[\d,\s]+\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text)
+    return (one_line + "\n").encode()
 
 
 def write(file: str, content: bytes) -> dict[str, str]:

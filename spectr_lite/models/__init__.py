@@ -88,7 +88,12 @@ def load_model(directory: Path, entry: dict) -> Transformer:
     """One model from its entry in config.json: {"file", "sha256", "architecture": {...}}."""
     weights = load(read(directory, entry["file"], entry["sha256"]))
     model = Transformer(TransformerConfig(**entry["architecture"]))
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{directory / entry['file']} does not fit the architecture in config.json; {error}"
+        ) from error
     return model.eval().requires_grad_(False)
 
 

@@ -64,13 +64,10 @@ class KVCache:
 
     def move(self, source: Tensor, destination: Tensor) -> None:
         """Copy slots `source` to `destination`, both (batch, M). All reads precede all writes."""
-        layers, _, kv_heads, _, head_dim = self.keys.shape
-        read, write = (
-            index[None, :, None, :, None].expand(layers, -1, kv_heads, -1, head_dim)
-            for index in (source, destination)
-        )
+        rows = torch.arange(len(source), device=source.device).unsqueeze(1)
         for entries in (self.keys, self.values):
-            entries.scatter_(3, write, entries.gather(3, read))
+            by_slot = entries.permute(1, 3, 0, 2, 4)  # (batch, slots, layers, kv_heads, head_dim)
+            by_slot[rows, destination] = by_slot[rows, source]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -120,9 +117,9 @@ class Attention(nn.Module):
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         if entries is not None:
             keys, values = entries
-            write = slots[:, None, :, None].expand_as(key)
-            keys.scatter_(2, write, key)
-            values.scatter_(2, write, value)
+            rows = torch.arange(len(x), device=x.device).unsqueeze(1)
+            keys.transpose(1, 2)[rows, slots] = key.transpose(1, 2)
+            values.transpose(1, 2)[rows, slots] = value.transpose(1, 2)
             seen = mask.shape[-1]
             key, value = keys[:, :, :seen], values[:, :, :seen]
         return self.o_proj(attend(query, key, value, mask).transpose(1, 2).flatten(2))
