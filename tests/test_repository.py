@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -77,6 +78,26 @@ def test_every_address_of_the_repository_is_the_configured_one() -> None:
     assert not others, "run `make set-repository URL=...`"
     for path in ("CITATION.cff", "README.md", "book/how-to-cite.md"):
         assert url in texts[path], path
+
+
+def test_set_repository_rewrites_everything_that_derives_from_the_address(tmp_path: Path) -> None:
+    slug = check_notebooks.repository()[0].removeprefix("https://github.com/")
+    for name in ("_config.yml", "CITATION.cff", "README.md", "book/how-to-cite.md", "scripts"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    (tmp_path / "badge.ipynb").write_text(
+        f"colab.research.google.com/github/{slug}/blob/main/a.ipynb git+https://github.com/{slug}@main"
+    )
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    script = [sys.executable, tmp_path / "scripts" / "set_repository.py"]
+    subprocess.run([*script, "https://github.com/some-one/a.book/"], check=True)
+    for path in tmp_path.rglob("*.*"):
+        if path.suffix in {".yml", ".cff", ".md", ".ipynb"}:
+            text = path.read_text(encoding="utf-8")
+            assert f"/{slug}" not in text, path
+            assert "/some-one/a.book" in text, path
+    assert "@main" in (tmp_path / "badge.ipynb").read_text()
 
 
 def test_set_repository_refuses_what_is_not_an_address() -> None:
