@@ -18,8 +18,8 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 from bs4 import BeautifulSoup
+from check_notebooks import ROOT, repository
 
-ROOT = Path(__file__).resolve().parent.parent
 HTML = ROOT / "_build" / "html"
 NODE_MODULES = ["playwright-core@1.65.1", "axe-core@4.14.1"]
 
@@ -61,6 +61,7 @@ def pages_of_contents() -> list[str]:
 
 def check_page(page: Path, soups: dict[Path, BeautifulSoup], tracked: set[str]) -> list[str]:
     soup = soups[page]
+    slug = repository()[0].removeprefix("https://github.com/")
     problems = []
 
     for tag, attribute in FETCHED.items():
@@ -72,10 +73,12 @@ def check_page(page: Path, soups: dict[Path, BeautifulSoup], tracked: set[str]) 
     for link in soup.find_all("a", href=True):
         parts = urlsplit(link["href"])
         if parts.netloc:
-            if "colab.research.google.com" in parts.netloc:
-                notebook = parts.path.split("/blob/", 1)[-1].partition("/")[2]
-                if not notebook.endswith(".ipynb") or notebook not in tracked:
-                    problems.append(f"Colab link to {notebook or link['href']}: not in the tree")
+            # Colab's and the repository's own links name a file of the tree
+            inside = re.search(r"github(?:\.com)?/([^/]+/[^/]+)/blob/[^/]+/([^#]+)", link["href"])
+            if inside and inside[1] == slug and unquote(inside[2]) not in tracked:
+                problems.append(f"link to a file that is not in the tree: {link['href']}")
+            if "colab.research" in parts.netloc and not parts.path.endswith(".ipynb"):
+                problems.append(f"Colab opens notebooks only: {link['href']}")
             continue
         if parts.scheme:
             continue
