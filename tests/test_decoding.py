@@ -10,6 +10,7 @@ from decoding_rules import WRONG, token_rules
 from spectr_lite import verifiers
 from spectr_lite.decoding import Tree, decode, generate
 from spectr_lite.enumeration import joint_law
+from spectr_lite.models import load_pair
 from spectr_lite.models.markov import worked_pair
 from spectr_lite.models.transformer import Transformer, TransformerConfig
 from spectr_lite.stats import chi_square
@@ -35,6 +36,11 @@ def tiny_pair():
     target, draft = model(3, seed=1), model(2, seed=2)
     draft.embed_tokens.weight.copy_(target.embed_tokens.weight)
     return target, draft
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return load_pair("bundled")
 
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 0, 1]]
@@ -235,6 +241,39 @@ def test_mean_block_of_the_first_turn_is_the_enumerated_one():
     assert abs(run.block_efficiency - 3.03884151) < 5 * spread
 
 
+def cells_of_two_tokens(model, prompt, first=12, second=6):
+    """The law of the next two tokens with rare ones merged: a (V, V + 1) table of cell numbers, and the
+    probability of each cell. Cell 0 is every unlikely first token."""
+    start = reread(model, prompt)
+    likely = start.topk(first).indices.tolist()
+    cell = np.zeros((len(start), len(start)), int)
+    probabilities = [1 - start[likely].sum().item()]
+    for token in likely:
+        after = reread(model, [*prompt, token])
+        kept = after.topk(second).indices
+        cell[token] = len(probabilities)
+        probabilities.append(start[token].item() * (1 - after[kept].sum().item()))
+        for other in kept.tolist():
+            cell[token, other] = len(probabilities)
+            probabilities.append((start[token] * after[other]).item())
+    return cell, np.array(probabilities)
+
+
+@pytest.mark.parametrize("num_drafts", [0, 1, 3])
+def test_text_of_the_bundled_pair_follows_its_target(bundled, num_drafts):
+    prompt = bundled.tokenizer.encode("The people of").ids
+    cell, probabilities = cells_of_two_tokens(bundled.target, prompt)
+    counts = np.zeros(len(probabilities), int)
+    for seed in range(5):
+        settings = {"num_drafts": num_drafts, "draft_length": 2, "generator": seed}
+        run = generate(bundled.target, bundled.draft, [prompt] * 150, max_new_tokens=2, **settings)
+        first, second = np.array(run.tokens).T
+        np.add.at(counts, cell[first, second], 1)
+    result = chi_square(counts, probabilities)
+    assert result.degrees >= 8
+    assert result.p_value > FALSE_ALARM
+
+
 # --- greedy decoding ---
 
 
@@ -258,6 +297,17 @@ def test_temperature_0_is_greedy_decoding(tiny_pair, verifier, num_drafts):
     again = generate(target, target, PROMPTS, draft_length=4, **settings)
     assert again.tokens == plain.tokens
     assert again.block_efficiency == 5
+
+
+def test_greedy_text_of_the_bundled_pair(bundled):
+    texts = ["We have", "The Congress of the United States", "My fellow citizens, I"]
+    prompts = [bundled.tokenizer.encode(text).ids for text in texts]
+    settings = {"max_new_tokens": 24, "temperature": 0}
+    plain = generate(bundled.target, None, prompts, num_drafts=0, **settings)
+    for num_drafts in (1, 4):
+        run = generate(bundled.target, bundled.draft, prompts, num_drafts=num_drafts, **settings)
+        assert run.tokens == plain.tokens
+    assert run.block_efficiency > 1.5
 
 
 def test_a_ragged_batch_equals_its_rows_alone(tiny_pair):
