@@ -13,6 +13,12 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
+# Mark-up of docutils and MyST-NB that a screen reader trips over, and what stands there instead.
+MENDED = {
+    'role="doc-biblioentry"': 'role="listitem"',  # deprecated, and its parent is a plain list
+    '<summary aria-label="Toggle hidden content">': "<summary>",  # would hide the visible words
+}
+
 
 def colab_url(config: Config, docname: str) -> str:
     """Where Colab opens this notebook from: derived from the repository's address."""
@@ -49,8 +55,9 @@ def tidy_page(
         and "thebe" not in str(getattr(script, "attributes", {}).get("body", ""))
     ]
     context["root_title"] = "Start here"
-    if "body" in context:  # docutils' role is deprecated, and its parent is a plain list
-        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+    for found, put in MENDED.items():
+        if "body" in context:
+            context["body"] = context["body"].replace(found, put)
 
 
 def add_run_line(app: Sphinx, doctree: nodes.document) -> None:
