@@ -111,6 +111,10 @@ class KSeq(Verifier):
         self.rho = rho
 
     def _rho(self, draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
+        if self.rho is None and draft.ndim == target.ndim == 1:
+            # One pair and many tuples: one root for each number of drafts, not one for each tuple.
+            counts, rows = torch.as_tensor(k, device=draft.device).unique(return_inverse=True)
+            return optimal_rho(draft, target, counts)[rows]
         if self.rho is None:
             return optimal_rho(draft, target, k)
         return torch.full(draft.shape[:-1], self.rho, dtype=torch.float64, device=draft.device)

@@ -59,6 +59,13 @@ class NestedPlan:
         """The law of the winner, shape (..., V)."""
         return self.slope.gather(-1, self.class_of) * draft
 
+    def take(self, rows: Tensor) -> NestedPlan:
+        """The plans of these rows, for a plan with one leading dimension."""
+        fields = (self.class_of, self.activation, self.draft_below, self.target_below, self.slope)
+        if len(self.slope) == 1:  # one row for all: repeated without a copy
+            return NestedPlan(*(field[0].expand(*rows.shape, -1) for field in fields))
+        return NestedPlan(*(field[rows] for field in fields))
+
 
 def token_classes(draft: Tensor, target: Tensor) -> Tensor:
     """Every token its own class: its position in target/draft order. O(V log V)."""
@@ -230,8 +237,10 @@ def _heap(u: Tensor, r: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _heap_row(u: list[float], r: list[float], g: list[float]) -> tuple[list[float], list[float]]:
+    # Edges with no draft mass between them are one edge, or their times would differ by rounding.
+    edges = [j for j in range(len(u)) if j == 0 or u[j] > u[j - 1]]
     corners: list[int] = []
-    for j in range(len(u)):
+    for j in edges:
         while len(corners) > 1:
             a, b = corners[-2:]
             if (g[b] - g[a]) * (r[j] - r[b]) > (g[j] - g[b]) * (r[b] - r[a]):
@@ -240,52 +249,79 @@ def _heap_row(u: list[float], r: list[float], g: list[float]) -> tuple[list[floa
         corners.append(j)
     tau = [0.0] * (len(u) - 1)
     slope = [0.0] * (len(u) - 1)
+    position = {edge: index for index, edge in enumerate(edges)}
     for first, last in itertools.pairwise(corners):
+        block = edges[position[first] : position[last] + 1]
         run = r[last] - r[first]
         rate = (g[last] - g[first]) / run if run > 0 else 0.0
-        hull = [g[first] + rate * (r[j] - r[first]) for j in range(first, last + 1)]
-        for c in range(first, last):
-            width = u[c + 1] - u[c]
-            flat = (g[c + 1] - g[c]) if run <= 0 else hull[c + 1 - first] - hull[c - first]
-            slope[c] = flat / width if width > 0 else 0.0
-        if run > 0:
-            tau[first + 1 : last] = _leaving_times(u[first : last + 1], hull, g[first : last + 1])
+        # Where R stands still every edge is a vertex: tokens that the target never says.
+        hull = [g[first] + rate * (r[j] - r[first]) if run > 0 else g[j] for j in block]
+        times, slopes = _remove([u[j] for j in block], hull, [g[j] for j in block])
+        for edge, time, rise in zip(block[:-1], times, slopes, strict=True):
+            tau[edge], slope[edge] = time, rise
+    for j in range(1, len(tau)):
+        if u[j] == u[j - 1]:
+            tau[j], slope[j] = tau[j - 1], slope[j - 1]
     return tau, slope
 
 
-def _leaving_times(u: list[float], hull: list[float], g: list[float]) -> list[float]:
-    """tau = 1 - s of the interior edges of one block, s being when each leaves the lower hull."""
-    before = list(range(-1, len(u) - 1))
-    after = list(range(1, len(u) + 1))
+def _remove(u: list[float], hull: list[float], g: list[float]) -> tuple[list[float], list[float]]:
+    """tau = 1 - s of each lower edge of one block, s being when it leaves the hull; and the slopes.
+
+    The slope of a class is the slope of G's chord over the pool that holds it, averaged over s. Pools
+    only merge, so they form a tree; a class collects what the pools above it earned while they stood.
+    """
+    classes = len(u) - 1
+    before = list(range(-1, classes))
+    after = list(range(1, classes + 2))
 
     def leaves(j: int) -> float:
         a, b = before[j], after[j]
         back, ahead = u[j] - u[a], u[b] - u[j]
-        if back <= 0 or ahead <= 0:
-            return 1.0
         cost = (g[b] - g[j]) / ahead - (g[j] - g[a]) / back
         gain = (hull[b] - hull[j]) / ahead - (hull[j] - hull[a]) / back
         return min(1.0, max(0.0, gain / cost)) if cost > 0 else 1.0
 
-    current = [1.0, *(leaves(j) for j in range(1, len(u) - 1)), 1.0]
-    queue = [(current[j], j) for j in range(1, len(u) - 1)]
+    chord = [(g[c + 1] - g[c]) / (u[c + 1] - u[c]) for c in range(classes)]
+    since = [0.0] * classes
+    earned = [0.0] * classes
+    parent = [-1] * classes
+    pool = list(range(classes))  # the pool that starts at each edge still standing
+    current = [1.0, *(leaves(j) for j in range(1, classes)), 1.0]
+    queue = [(current[j], j) for j in range(1, classes)]
     heapq.heapify(queue)
     now = 0.0
-    left = [1.0] * len(u)
+    tau = [0.0] * classes
     while queue:
         s, j = heapq.heappop(queue)
         if s != current[j] or before[j] == after[j]:
             continue
+        if s >= 1:
+            break
         now = max(now, s)
-        left[j] = 1 - now
+        tau[j] = 1 - now
         a, b = before[j], after[j]
+        merged = len(chord)
+        for part in (pool[a], pool[j]):
+            earned[part] = (now - since[part]) * chord[part]
+            parent[part] = merged
+        chord.append((g[b] - g[a]) / (u[b] - u[a]))
+        since.append(now)
+        earned.append(0.0)
+        parent.append(-1)
+        pool[a] = merged
         after[a], before[b] = b, a
         before[j] = after[j] = j
         for neighbour in (a, b):
-            if 0 < neighbour < len(u) - 1:
+            if 0 < neighbour < classes:
                 current[neighbour] = max(now, leaves(neighbour))
                 heapq.heappush(queue, (current[neighbour], neighbour))
-    return left[1:-1]
+    for part in reversed(range(len(chord))):
+        if parent[part] < 0:
+            earned[part] = (1 - since[part]) * chord[part]
+        else:
+            earned[part] += earned[parent[part]]
+    return tau, earned[:classes]
 
 
 @register("optimal")
@@ -302,6 +338,14 @@ class Optimal(Verifier):
     def plan(self, draft: Tensor, target: Tensor, k: Tensor | int) -> NestedPlan:
         return plan(draft, target, k, self.classes)
 
+    def _plan_of(self, draft: Tensor, target: Tensor, tokens: Tensor) -> NestedPlan:
+        k = (tokens >= 0).sum(-1)
+        if draft.ndim > 1 or target.ndim > 1:
+            return self.plan(draft, target, k)
+        # One pair and many tuples: one plan for each number of drafts, not one for each tuple.
+        counts, rows = k.unique(return_inverse=True)
+        return self.plan(draft, target, counts).take(rows)
+
     def membership(
         self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
     ) -> Tensor:
@@ -310,7 +354,7 @@ class Optimal(Verifier):
         return torch.minimum(winner, target).sum(-1)
 
     def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
-        made = self.plan(draft, target, (tokens >= 0).sum(-1))
+        made = self._plan_of(draft, target, tokens)
         dead = tokens < 0
         ids = tokens.clamp_min(0).expand(*made.class_of.shape[:-1], -1)
         classes = made.class_of.gather(-1, ids).masked_fill(dead, -1)
@@ -335,7 +379,7 @@ class Optimal(Verifier):
     def pick(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
-        made = self.plan(draft, target, (tokens >= 0).sum(-1))
+        made = self._plan_of(draft, target, tokens)
         lead = made.class_of.shape[:-1]
         tokens = tokens.expand(*lead, -1)
         classes = made.class_of.gather(-1, tokens.clamp_min(0)).masked_fill(tokens < 0, -1)
