@@ -1,0 +1,146 @@
+"""Importance sampling: a tournament picks one draft, the winner is coupled with the target.
+
+    champion W_1 = X_1 with law r_1 = draft;   match i: W_{i-1} against X_i, i = 2..k
+    match       of two different tokens the first in the order of target - r_{i-1} draft, descending,
+                wins; but between two of the first s tokens the win is a biased coin, whose bias solves
+                    maximise sum_y min(r_i(y), target(y)),      r_i the law of the match's winner
+    output      accept W_k with probability min(1, target / r_k); otherwise  Y ~ (target - r_k)+
+
+Lossless for any coins, because r_k is the winner's true law. With s >= V, two drafts reach the optimum;
+beyond two each match is solved on its own, so the tournament is not optimal.
+Source: Khisti et al. (arXiv 2410.18234): canonical decomposition, truncated linear program, tournament.
+What is implemented follows the public descriptions of its appendix on truncation. The program has one
+coin per unordered pair, which loses nothing. HiGHS solves it, one program per match and pair of
+distributions: a rule for study, not for a GPU.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.optimize import linprog
+from torch import Tensor
+
+from spectr_lite.distributions import at
+from spectr_lite.laws import ENUMERATION_LIMIT, DraftLaw
+from spectr_lite.verifiers.base import Verifier
+from spectr_lite.verifiers.registry import register
+
+
+def match(champion: np.ndarray, draft: np.ndarray, target: np.ndarray, s: int):
+    """One match: rank (V,), coins (s, s) = P(row token wins), and the winner's law (V,)."""
+    order = np.argsort(-(target - champion * draft), kind="stable")
+    r, p, q = champion[order], draft[order], target[order]
+    behind_r, behind_p = 1 - np.cumsum(r), 1 - np.cumsum(p)
+    law = r * p + r * behind_p + p * behind_r
+    s = min(s, len(q))
+    coins = np.triu(np.ones((s, s)), 1)
+    first, second = np.triu_indices(s, 1)
+    mass = r[first] * p[second] + p[first] * r[second]
+    if mass.sum() > 0:
+        # The mass of every pair that goes to its first token, and accepted mass a <= min(law, target).
+        certain = law[:s] - np.bincount(first, mass, s)
+        pairs = len(mass)
+        gained = np.zeros((s, pairs))
+        gained[first, np.arange(pairs)] -= 1
+        gained[second, np.arange(pairs)] += 1
+        limit = certain + np.bincount(second, mass, s)
+        found = linprog(
+            np.r_[np.zeros(pairs), -np.ones(s)],
+            A_ub=np.hstack([gained, np.eye(s)]),
+            b_ub=limit,
+            bounds=np.r_[np.c_[np.zeros(pairs), mass], np.c_[np.full(s, -1.0), q[:s]]],
+            method="highs",
+        )
+        if found.status == 0:  # otherwise the first of the two wins, which is a rule too
+            share = np.clip(found.x[:pairs], 0, mass)
+            coins[first, second] = np.where(mass > 0, share / np.where(mass > 0, mass, 1), 1)
+            taken = coins[first, second] * mass
+            law[:s] = certain + np.bincount(first, taken, s) + np.bincount(second, mass - taken, s)
+    coins[second, first] = 1 - coins[first, second]
+    rank = np.empty(len(q), dtype=np.int64)
+    rank[order] = np.arange(len(q))
+    winner = np.clip(law, 0, None)[rank]
+    return rank, coins, winner / winner.sum()
+
+
+@register("importance")
+class Importance(Verifier):
+    """Importance-weighted tournament; the program of a match ranges over `truncation` tokens."""
+
+    def __init__(self, truncation: int = 8) -> None:
+        if truncation < 1:
+            raise ValueError(f"truncation: found {truncation}. At least one token is needed.")
+        self.truncation = truncation
+
+    def _tournament(self, draft: np.ndarray, target: np.ndarray, k: int):
+        """The matches 2..k, and the champion's law after 1..k drafts, (k, V)."""
+        laws, matches = [draft], []
+        for _ in range(k - 1):
+            rank, coins, law = match(laws[-1], draft, target, self.truncation)
+            matches.append((rank, coins))
+            laws.append(law)
+        return matches, np.stack(laws)
+
+    def membership(
+        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    ) -> Tensor:
+        """P(Y in S) by enumeration where V^(k+1) allows; else P(winner accepted), which P(Y in S) may
+        exceed: the residual can hit a draft that lost."""
+        if draft.shape[-1] ** (k + 1) <= ENUMERATION_LIMIT:
+            return super().membership(draft, target, k, law)
+        rows = zip(*(_rows(values) for values in (draft, target)), strict=True)
+        laws = [self._tournament(p, q, k)[1][-1] for p, q in rows]
+        winner = torch.as_tensor(np.stack(laws), device=draft.device).view(draft.shape)
+        return torch.minimum(winner, target).sum(-1)
+
+    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+        lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1], tokens.shape[:-1])
+        vocabulary, width = draft.shape[-1], tokens.shape[-1]
+        both = torch.cat([draft.expand(*lead, -1), target.expand(*lead, -1)], -1)
+        pairs, row = torch.unique(both.reshape(-1, 2 * vocabulary), dim=0, return_inverse=True)
+        drafted = tokens.expand(*lead, -1).reshape(-1, width)
+        law = draft.new_zeros(len(drafted), vocabulary)
+        for index, pair in enumerate(pairs.double().cpu().numpy()):
+            matches, champions = self._tournament(pair[:vocabulary], pair[vocabulary:], width)
+            mine = row == index
+            law[mine] = _play(
+                torch.as_tensor(pair[vocabulary:], dtype=law.dtype, device=law.device),
+                torch.as_tensor(champions, dtype=law.dtype, device=law.device),
+                matches,
+                drafted[mine],
+            )
+        return law.view(*lead, vocabulary)
+
+
+def _rows(values: Tensor) -> np.ndarray:
+    return values.double().cpu().numpy().reshape(-1, values.shape[-1])
+
+
+def _play(target: Tensor, champions: Tensor, matches: list, tokens: Tensor) -> Tensor:
+    """The law of Y for each tuple of `tokens` (N, k); champions (k, V)."""
+    rows = torch.arange(len(tokens), device=tokens.device)
+    # Living drafts first: the number of matches a row plays is the number of drafts it has.
+    tokens = tokens.gather(-1, (tokens < 0).to(torch.int8).argsort(dim=-1, stable=True))
+    chance = torch.zeros(tokens.shape, dtype=target.dtype, device=tokens.device)
+    chance[:, 0] = 1  # P(draft i is the champion)
+    for i, (rank, coins) in enumerate(matches, start=1):
+        rank = torch.as_tensor(rank, device=tokens.device)
+        coins = torch.as_tensor(coins, dtype=target.dtype, device=tokens.device)
+        s = len(coins)
+        place = rank[tokens.clamp_min(0)]
+        held, new = place[:, :i], place[:, i : i + 1]
+        tossed = coins[new.clamp_max(s - 1), held.clamp_max(s - 1)]
+        wins = torch.where((held < s) & (new < s), tossed, (new < held).to(target.dtype))
+        wins = torch.where((held == new) | (tokens[:, i : i + 1] < 0), 0.0, wins)
+        lost = chance[:, :i] * wins
+        chance[:, :i] -= lost
+        chance[:, i] = lost.sum(-1)
+    winner = champions[(tokens >= 0).sum(-1) - 1]
+    mass = at(winner, tokens)
+    accept = torch.where(mass > 0, at(target, tokens) / mass, 1.0).clamp_max(1)
+    left = (target - winner).clamp_min(0)
+    total = left.sum(-1, keepdim=True)
+    rejected = (chance * (1 - accept)).sum(-1, keepdim=True)
+    law = rejected * left / torch.where(total > 0, total, 1)
+    return law.index_put((rows[:, None], tokens.clamp_min(0)), chance * accept, accumulate=True)

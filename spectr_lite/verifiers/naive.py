@@ -1,0 +1,57 @@
+"""Naive selection: maximal coupling with the first draft; the residual may hit another by luck.
+
+    accept X_1 with probability min(1, target(X_1) / draft(X_1)); otherwise  Y ~ (target - draft)+
+    P(Y in S) = sum_y min(draft, target) + sum_y (target - draft)+ (1 - (1 - draft)^(k-1))
+
+What a single-draft verifier gains from further drafts that it does not look at. It needs nothing of
+them, only that X_1 follows the draft; so it is valid for drafts without replacement too.
+Source: Leviathan et al. (arXiv 2211.17192), run on several drafts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectr_lite.distributions import at, sample, uniform
+from spectr_lite.laws import IID, DraftLaw, WithoutReplacement
+from spectr_lite.verifiers.base import Verifier
+from spectr_lite.verifiers.registry import register
+
+
+@register("naive")
+class Naive(Verifier):
+    """Couples Y with the first living draft alone."""
+
+    valid_for = (IID, WithoutReplacement)
+
+    def membership(
+        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    ) -> Tensor:
+        if not isinstance(law or self.default_law, IID):
+            return super().membership(draft, target, k, law)
+        hit = -torch.expm1((k - 1) * torch.log1p(-draft.clamp_max(1))) if k > 1 else 0.0
+        return (torch.minimum(draft, target) + (target - draft).clamp_min(0) * hit).sum(-1)
+
+    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+        first = _first_alive(tokens)
+        mass = at(draft, first)
+        accept = torch.where(mass > 0, at(target, first) / mass, 0.0).clamp_max(1)
+        left = (target - draft).clamp_min(0)
+        total = left.sum(-1, keepdim=True)
+        law = (1 - accept) * left / torch.where(total > 0, total, 1)
+        return law.scatter_add(-1, first.clamp_min(0).expand(*law.shape[:-1], 1), accept)
+
+    def pick(
+        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        first = _first_alive(tokens)
+        eta = uniform(first.shape, generator)
+        accepted = eta * at(draft, first) < at(target, first)
+        corrected = sample((target - draft).clamp_min(0), generator)
+        return torch.where(accepted[..., 0], first[..., 0], corrected)
+
+
+def _first_alive(tokens: Tensor) -> Tensor:
+    """The first draft that is not -1, shape (..., 1)."""
+    return tokens.gather(-1, (tokens >= 0).to(torch.int8).argmax(-1, keepdim=True))

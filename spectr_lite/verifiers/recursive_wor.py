@@ -1,0 +1,70 @@
+"""Recursive rejection without replacement: a rejected token also leaves the draft.
+
+    t_0 = target, p_0 = draft;   accept X_i with probability min(1, t_{i-1}(X_i) / p_{i-1}(X_i))
+    after a rejection  t_i = (t_{i-1} - p_{i-1})+ / sum,   p_i = p_{i-1} without X_i / sum
+    if none is accepted  Y ~ t_k
+
+Valid for drafts drawn without replacement, in the order they were drawn: X_i follows p_{i-1} only then.
+No closed form of P(Y in S) is known to us: t_i depends on which tokens were rejected. The acceptance
+here sums over all ordered tuples.
+Source: Sequoia (arXiv 2402.12374), recursive rejection of RSD (arXiv 2402.14160), multi-candidate
+speculative decoding (arXiv 2401.06706).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectr_lite.distributions import at, sample, uniform
+from spectr_lite.laws import WithoutReplacement
+from spectr_lite.verifiers.base import Verifier
+from spectr_lite.verifiers.recursive import residual
+from spectr_lite.verifiers.registry import register
+
+
+def without(draft: Tensor, token: Tensor) -> Tensor:
+    """`draft` with one token's mass set to 0, renormalised. `token`: (..., 1); -1 removes nothing."""
+    removed = draft.scatter(-1, token.clamp_min(0), 0.0)
+    total = removed.sum(-1, keepdim=True)
+    removed = torch.where(total > 0, removed / torch.where(total > 0, total, 1), removed)
+    return torch.where(token >= 0, removed, draft)
+
+
+@register("recursive-wor")
+class RecursiveWithoutReplacement(Verifier):
+    """Recursive rejection sampling for drafts without replacement."""
+
+    valid_for = (WithoutReplacement,)
+    default_law = WithoutReplacement()
+
+    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+        lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
+        left, offered = target.expand(*lead, -1), draft.expand(*lead, -1)
+        law = torch.zeros_like(left)
+        reached = left.new_ones(*lead, 1)
+        for token in tokens.expand(*lead, -1).split(1, -1):
+            mass = at(offered, token)
+            accept = torch.where(mass > 0, at(left, token) / mass, 0.0).clamp_max(1)
+            law = law.scatter_add(-1, token.clamp_min(0), reached * accept)
+            reached = reached * (1 - accept)
+            left = torch.where(token >= 0, residual(left, offered), left)
+            offered = without(offered, token)
+        return law + reached * left
+
+    def pick(
+        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
+        tokens = tokens.expand(*lead, -1)
+        eta = uniform(tokens.shape, generator)
+        left, offered = target.expand(*lead, -1), draft.expand(*lead, -1)
+        accepted = []
+        for i, token in enumerate(tokens.split(1, -1)):
+            accepted.append(eta[..., i : i + 1] * at(offered, token) < at(left, token))
+            left = torch.where(token >= 0, residual(left, offered), left)
+            offered = without(offered, token)
+        taken = torch.cat(accepted, -1)
+        first = taken.to(torch.int8).argmax(-1, keepdim=True)
+        chosen = tokens.gather(-1, first).squeeze(-1)
+        return torch.where(taken.any(-1), chosen, sample(left, generator))

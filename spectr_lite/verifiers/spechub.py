@@ -1,0 +1,76 @@
+"""SpecHub: the likeliest token is drafted for certain, the other draft is coupled with the target.
+
+    a = argmax draft, the hub;   X ~ draft without a, renormalised: p'
+    accept X with probability min(1, target(X) / p'(X)); otherwise  Y ~ (target - p')+
+    P(Y in S) = target(a) + sum_{y != a} min(p', target)
+
+Y = a is always accepted, since a is always drafted. That is the optimum for this draft law.
+The paper draws ordered pairs, (x, a) with probability draft(x) and (a, x) with draft(a) draft(x) /
+(1 - draft(a)). Added up, the pair {a, x} has probability p'(x): `TopM(1)` with two drafts.
+Source: SpecHub (arXiv 2411.05289), defined for two drafts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectr_lite.distributions import at, sample, uniform
+from spectr_lite.laws import DraftLaw, TopM
+from spectr_lite.verifiers.base import Verifier
+from spectr_lite.verifiers.recursive_wor import without
+from spectr_lite.verifiers.registry import register
+
+
+@register("spechub")
+class SpecHub(Verifier):
+    """Two drafts drawn by TopM(1): column 0 of `tokens` is the hub, column 1 the other draft."""
+
+    valid_for = (TopM,)
+    default_law = TopM(1)
+
+    def membership(
+        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    ) -> Tensor:
+        hub = draft.argsort(dim=-1, descending=True, stable=True)[..., :1]
+        return at(target, hub).squeeze(-1) + torch.minimum(without(draft, hub), target).sum(-1)
+
+    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+        lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
+        hub, other = tokens.expand(*lead, -1).split(1, -1)
+        rest = without(draft.expand(*lead, -1), hub)
+        mass = at(rest, other)
+        accept = torch.where(mass > 0, at(target, other) / mass, 0.0).clamp_max(1)
+        left = (target - rest).clamp_min(0)
+        total = left.sum(-1, keepdim=True)
+        law = (1 - accept) * left / torch.where(total > 0, total, 1)
+        return law.scatter_add(-1, other.clamp_min(0), accept)
+
+    def pick(
+        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
+        hub, other = tokens.expand(*lead, -1).split(1, -1)
+        rest = without(draft.expand(*lead, -1), hub)
+        eta = uniform((*lead, 1), generator)
+        accepted = eta * at(rest, other) < at(target, other)
+        corrected = sample((target - rest).clamp_min(0), generator)
+        return torch.where(accepted.squeeze(-1), other.squeeze(-1), corrected)
+
+    def _check_drafts(self, k: int) -> int:
+        k = super()._check_drafts(k)
+        if k != 2:
+            raise ValueError(
+                f"k: 'spechub' is defined for two drafts, found {k}. 'target-only' takes any number "
+                "of drafts under TopM(1)."
+            )
+        return k
+
+    def _check_law(self, law: DraftLaw | None) -> DraftLaw:
+        law = super()._check_law(law)
+        if law != TopM(1):
+            raise ValueError(
+                f"law: 'spechub' has one hub, found {law!r}. Use TopM(1), or 'target-only', which is "
+                "valid for every law."
+            )
+        return law

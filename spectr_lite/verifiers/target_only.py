@@ -1,0 +1,41 @@
+"""Target-only selection: sample the target, and call it accepted when it was drafted.
+
+    Y ~ target;   P(Y in S) = sum_y target(y) (1 - (1 - draft(y))^k)                       i.i.d. drafts
+
+The only rule here that never reads the draft, so the only one that is valid for every draft law, even
+for the deterministic top-k tokens of EAGLE-2 (arXiv 2406.16858).
+Source: naive speculative sampling in SpecInfer (arXiv 2305.09781), there called NSS.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectr_lite.distributions import sample
+from spectr_lite.laws import IID, DraftLaw, TopM, WithoutReplacement
+from spectr_lite.verifiers.base import Verifier
+from spectr_lite.verifiers.registry import register
+
+
+@register("target-only")
+class TargetOnly(Verifier):
+    """Y follows the target and looks at nothing else."""
+
+    valid_for = (IID, WithoutReplacement, TopM)
+
+    def membership(
+        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    ) -> Tensor:
+        if not isinstance(law or self.default_law, IID):
+            return super().membership(draft, target, k, law)
+        return (target * -torch.expm1(k * torch.log1p(-draft.clamp_max(1)))).sum(-1)
+
+    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+        lead = torch.broadcast_shapes(target.shape[:-1], tokens.shape[:-1])
+        return target.expand(*lead, -1)
+
+    def pick(
+        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        return sample(self.conditional(draft, target, tokens), generator)
