@@ -145,8 +145,8 @@ def _add_check(commands: argparse._SubParsersAction) -> None:
         help="acceptance, optimum and losslessness of selection rules on your distributions",
         description="Compares selection rules with the optimum on your draft and target, then says of "
         "each whether its output still follows the target. A file with several rows is a batch of "
-        "pairs: the table then shows means over them, the samples are shared between them, and a verdict is "
-        "about all together. Exit status: 0 lossless, 1 something is not, 2 bad input.",
+        "pairs: the table then shows means over them, the samples are shared between them, and a verdict "
+        "is about all together. Exit status: 0 lossless, 1 something is not, 2 bad input.",
     )
     files = "probabilities in .npy, .npz, .csv or .json; FILE.npz:NAME picks an array"
     parser.add_argument("--draft", required=True, metavar="FILE", help=files)

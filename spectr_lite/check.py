@@ -174,6 +174,8 @@ class Verdict:
             f"  {self.samples:,} samples: TV {self.sampled:.2g} from the target, where noise alone "
             f"makes {self.noise:.2g}; p = {self.p_value:.2g} (below {self.false_alarm:g} is biased)"
         )
+        claim = "" if self.acceptance is None else f"{self.acceptance:.4f} claimed, "
+        lines.append(f"  P(Y in S): {claim}{self.sampled_acceptance:.4f} in the samples")
         if self.agreement is not None and self.agreement < self.false_alarm:
             lines.append(
                 f"  select disagrees with the rule's own output_distribution: p = {self.agreement:.2g}"
