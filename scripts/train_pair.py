@@ -54,7 +54,11 @@ HELD_BACK = 128  # of the target's own texts: for evaluation, not for distillati
 
 @dataclass(frozen=True)
 class Fit:
-    """One training stage. A batch is `batch` windows of CONTEXT tokens."""
+    """One training stage. A batch is `batch` windows of CONTEXT tokens.
+
+    The learning rate follows a cosine over `period` steps (default: `steps`); a stage that stops
+    before its cosine ends also cools down linearly over its last `cooldown` steps.
+    """
 
     steps: int
     learning_rate: float
@@ -64,6 +68,8 @@ class Fit:
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
+    period: int | None = None
+    cooldown: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,14 +77,14 @@ class Settings:
     seed: int = 1790
     target: TransformerConfig = TARGET
     draft: TransformerConfig = DRAFT
-    # The text is read six times over: dropout for the target; the draft is too small to overfit.
-    fit_target: Fit = Fit(steps=3200, learning_rate=1.5e-3, dropout=0.1)
+    # The text is read five times over: dropout for the target; the draft is too small to overfit.
+    fit_target: Fit = Fit(steps=2400, learning_rate=1.5e-3, dropout=0.1, period=3200, cooldown=500)
     fit_draft: Fit = Fit(steps=2500, learning_rate=3e-3)
-    fit_distil: Fit = Fit(steps=3200, learning_rate=2e-3)
+    fit_distil: Fit = Fit(steps=1500, learning_rate=2e-3)
     total_variation_from: float = (
         0.8  # the last fifth of the distillation minimises the acceptance lost
     )
-    sampled_texts: int = 2048  # of CONTEXT tokens each; half of every distillation batch
+    sampled_texts: int = 768  # of CONTEXT tokens each; half of every distillation batch
     data_sha256: str = SHA256
     split: dict[str, list[str]] = field(default_factory=dict)
 
@@ -198,11 +204,12 @@ def held_out_loss(model: nn.Module, batch: Tensor) -> float:
 
 
 def learning_rate(fit: Fit, step: int) -> float:
-    """Linear warm-up, then a cosine down to a twentieth of the peak."""
+    """Linear warm-up, then a cosine down to a twentieth of the peak, then the cool-down."""
     if step < fit.warmup:
         return fit.learning_rate * (step + 1) / fit.warmup
-    progress = (step - fit.warmup) / (fit.steps - fit.warmup)
-    return fit.learning_rate * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2)
+    progress = (step - fit.warmup) / ((fit.period or fit.steps) - fit.warmup)
+    rate = fit.learning_rate * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2)
+    return rate * min(1.0, (fit.steps - step) / fit.cooldown) if fit.cooldown else rate
 
 
 def add_dropout(model: Transformer, rate: float) -> None:
