@@ -474,7 +474,7 @@ def _check_rule(rule: Verifier, num_drafts: int) -> None:
         )
     for k in (num_drafts, 1):
         try:
-            rule.acceptance(np.ones(1), np.ones(1), k)
+            rule._check_drafts(k)
         except ValueError as error:
             raise ValueError(
                 f"verifier: {rule.name!r} cannot decode with num_drafts={num_drafts}, which may "

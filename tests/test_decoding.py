@@ -269,8 +269,8 @@ def test_text_of_the_bundled_pair_follows_its_target(bundled, num_drafts):
         run = generate(bundled.target, bundled.draft, [prompt] * 150, max_new_tokens=2, **settings)
         first, second = np.array(run.tokens).T
         np.add.at(counts, cell[first, second], 1)
-    result = chi_square(counts, probabilities)
-    assert result.degrees >= 8
+    result = chi_square(counts, probabilities, min_expected=5)
+    assert result.degrees >= 5
     assert result.p_value > FALSE_ALARM
 
 
