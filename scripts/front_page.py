@@ -72,7 +72,24 @@ def glance() -> str:
     return "\n".join(lines) + "\n"
 
 
+def usage() -> str:
+    """What the front page's example prints. The page includes its source from here."""
+    # shown: begin
+    from spectr_lite import check
+
+    table = check.compare(
+        draft=[0.5, 0.3, 0.2],
+        target=[0.2, 0.3, 0.5],
+        ks=(2, 4),
+        verifiers=["kseq", "recursive", "optimal"],
+    )
+    print(table)
+    # shown: end
+    return f"```text\n{table}\n```\n"
+
+
 if __name__ == "__main__":
     OUT.mkdir(exist_ok=True)
     (OUT / "question.md").write_text(question(), encoding="utf-8")
+    (OUT / "check.md").write_text(usage(), encoding="utf-8")
     (OUT / "glance.md").write_text(glance(), encoding="utf-8")
