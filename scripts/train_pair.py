@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,10 +82,10 @@ class Settings:
     fit_target: Fit = Fit(steps=2400, learning_rate=1.5e-3, dropout=0.1, period=3200, cooldown=500)
     fit_draft: Fit = Fit(steps=2500, learning_rate=3e-3)
     fit_distil: Fit = Fit(steps=1500, learning_rate=2e-3)
-    total_variation_from: float = (
-        0.8  # the last fifth of the distillation minimises the acceptance lost
-    )
-    sampled_texts: int = 768  # of CONTEXT tokens each; half of every distillation batch
+    # Distillation: half of a batch comes from the texts that the target wrote; the last fifth of
+    # the steps minimises the acceptance lost itself.
+    sampled_texts: int = 768
+    total_variation_from: float = 0.8
     data_sha256: str = SHA256
     split: dict[str, list[str]] = field(default_factory=dict)
 
@@ -178,7 +179,7 @@ def windows(tokens: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def cut(tokens: Tensor) -> Tensor:
-    """All of `tokens` as consecutive windows of CONTEXT + 1 that overlap in one token."""
+    """Consecutive windows of CONTEXT + 1 tokens that overlap in one; a short last one is dropped."""
     return tokens.unfold(0, CONTEXT + 1, CONTEXT)
 
 
@@ -222,11 +223,17 @@ def add_dropout(model: Transformer, rate: float) -> None:
 
 
 def fit_model(
-    run: Run, stage: str, model: Transformer, fit: Fit, seed: int, loss_at, validation
+    run: Run,
+    stage: str,
+    model: Transformer,
+    fit: Fit,
+    seed: int,
+    loss_at: Callable[[int, torch.Generator], Tensor],
+    validation: Callable[[Transformer], dict[str, float]],
 ) -> None:
-    """Minimise loss_at(step, generator), a scalar.
+    """Minimise loss_at(step, generator), a scalar, over the parameters of `model`.
 
-    Every 100 steps: validation, a line of curve.jsonl, a checkpoint to resume from.
+    Every 100 steps: validation(model), a line of curve.jsonl, a checkpoint to resume from.
     """
     matrices = [p for p in model.parameters() if p.dim() == 2]
     vectors = [p for p in model.parameters() if p.dim() == 1]
@@ -328,6 +335,9 @@ def load_model(run: Run, stage: str, config: TransformerConfig) -> Transformer:
 @torch.no_grad()
 def stage_sample(run: Run, settings: Settings) -> None:
     """Texts the target writes at temperature 1, each after 32 tokens of a training speech."""
+    path = run.checkpoints / "sampled.pt"
+    if path.exists():
+        return
     model = load_model(run, "target", settings.target).bfloat16()
     tokens = load_tokens(run, "train")
     generator = torch.Generator().manual_seed(settings.seed)
@@ -344,7 +354,7 @@ def stage_sample(run: Run, settings: Settings) -> None:
             law = logits.float().softmax(-1)
             text[:, end : end + 1] = torch.multinomial(law, 1, generator=generator)
         texts.append(text)
-    torch.save(torch.cat(texts), run.checkpoints / "sampled.pt")
+    torch.save(torch.cat(texts), path)
 
 
 def distillation_loss(draft: nn.Module, target: nn.Module, batch: Tensor, final: bool) -> Tensor:
@@ -506,7 +516,9 @@ def card(run: Run, settings: Settings, pair: Pair, evaluation: dict) -> str:
         for name, row in rows.items()
         if row
     ]
-    commits = sorted({session["commit"][:12] for session in sessions})
+    trained = [session for session in sessions if session["stage"] in stages]
+    devices = "; ".join(sorted({session["device"] for session in trained}))
+    commits = ", ".join(sorted({session["commit"][:12] for session in trained}))
     line = "\n"
     return f"""# The bundled pair
 
@@ -549,11 +561,14 @@ The tokenizer was trained on the training speeches only. `prompts.json` holds 64
 |---|---|---|---|
 {line.join(training)}
 
-The draft is first trained alone, then distilled from the target: forward KL, and for the last
-{1 - settings.total_variation_from:.0%} of the steps total variation. Half of each
-distillation batch is sampled from the target. Device: {sessions[-1]["device"]},
-shared with other work; {sessions[-1]["precision"]}; torch {sessions[-1]["torch"]};
-commits {", ".join(commits)}.
+Cosine learning rate; the target stops before the cosine's end, with a linear cool-down. The draft is
+first trained alone, then distilled from the target: forward KL, and for the last
+{1 - settings.total_variation_from:.0%} of the steps total variation. Half of each distillation
+batch was sampled from the target.
+
+Device: {devices}, shared with other work while the minutes above were taken;
+{trained[-1]["precision"]}; torch {trained[-1]["torch"]};
+commits {commits}.
 
     python scripts/train_pair.py --run-id {run.records.name}
 

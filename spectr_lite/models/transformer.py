@@ -106,10 +106,13 @@ class Attention(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         entries: tuple[Tensor, Tensor] | None,
-        slots: Tensor | None,
+        write: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
     ) -> Tensor:
-        """x (B, N, width) -> (B, N, width); `entries` is this layer's (keys, values)."""
+        """x (B, N, width) -> (B, N, width).
+
+        With `entries`, this layer's (keys, values): store at `write`, its (rows, slots), then attend.
+        """
         query, key, value = (
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -117,9 +120,8 @@ class Attention(nn.Module):
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         if entries is not None:
             keys, values = entries
-            rows = torch.arange(len(x), device=x.device).unsqueeze(1)
-            keys.transpose(1, 2)[rows, slots] = key.transpose(1, 2)
-            values.transpose(1, 2)[rows, slots] = value.transpose(1, 2)
+            keys.transpose(1, 2)[write] = key.transpose(1, 2)
+            values.transpose(1, 2)[write] = value.transpose(1, 2)
             seen = mask.shape[-1]
             key, value = keys[:, :, :seen], values[:, :, :seen]
         return self.o_proj(attend(query, key, value, mask).transpose(1, 2).flatten(2))
@@ -149,10 +151,10 @@ class Block(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         entries: tuple[Tensor, Tensor] | None,
-        slots: Tensor | None,
+        write: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, entries, slots, mask)
+        x = x + self.self_attn(self.input_layernorm(x), rotary, entries, write, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -222,8 +224,12 @@ class Transformer(nn.Module):
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
         rotary = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+        entries, write = None, None
+        if cache is not None:
+            write = torch.arange(len(tokens), device=tokens.device).unsqueeze(1), slots
         x = self.embed_tokens(tokens)
         for layer, block in enumerate(self.layers):
-            entries = None if cache is None else (cache.keys[layer], cache.values[layer])
-            x = block(x, rotary, entries, slots, mask)
+            if cache is not None:
+                entries = cache.keys[layer], cache.values[layer]
+            x = block(x, rotary, entries, write, mask)
         return F.linear(self.norm(x), self.embed_tokens.weight)
