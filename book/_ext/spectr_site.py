@@ -6,12 +6,17 @@ repository buttons, so the options are filled in here with `setdefault`, once al
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
+from sphinx.environment.collectors.toctree import TocTreeCollector
+
+CHAPTER = re.compile(r"notebooks/(\d\d)-")
 
 # Mark-up of docutils and MyST-NB that a screen reader trips over, and what stands there instead.
 MENDED = {
@@ -79,7 +84,30 @@ def add_run_line(app: Sphinx, doctree: nodes.document) -> None:
     title.parent.insert(title.parent.index(title) + 1, line)
 
 
+def number_chapters_by_name(env: BuildEnvironment) -> None:
+    """Chapter 06-... is chapter 6, on the page as in the text, whichever chapters stand before it."""
+    for docname, numbers in env.toc_secnumbers.items():
+        if not (name := CHAPTER.match(docname)):
+            continue
+        chapter = int(name[1])
+        for anchor, number in numbers.items():
+            if number:
+                numbers[anchor] = (chapter, *number[1:])
+        entries = (*env.tocs[docname].findall(nodes.reference), env.titles[docname])
+        for entry in entries:
+            if number := entry.get("secnumber"):
+                entry["secnumber"] = [chapter, *number[1:]]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
+    # Figures take their numbers from the sections', so this is the moment between the two.
+    numbering = TocTreeCollector.assign_figure_numbers
+
+    def assign_figure_numbers(self: TocTreeCollector, env: BuildEnvironment) -> list[str]:
+        number_chapters_by_name(env)
+        return numbering(self, env)
+
+    TocTreeCollector.assign_figure_numbers = assign_figure_numbers
     app.connect("config-inited", set_theme_defaults)
     app.connect("doctree-read", add_run_line)
     app.connect("html-page-context", tidy_page, priority=900)
