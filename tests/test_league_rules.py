@@ -238,7 +238,7 @@ class TakesTheDraftForTheWinner(Importance):
     """The tournament's winner coupled as if it followed the draft."""
 
     def _tournament(self, draft, target, k):
-        matches, laws = super()._tournament(draft, target, k)
+        matches, _laws = super()._tournament(draft, target, k)
         return matches, np.tile(draft, (k, 1))
 
 

@@ -17,8 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import ArrayLike, as_generator, check_count, check_pair, sample
+from spectr_lite.distributions import (
+    ArrayLike,
+    as_generator,
+    check_count,
+    check_distribution,
+    check_pair,
+    sample,
+)
 from spectr_lite.laws import IID, DraftLaw
+from spectr_lite.verifiers.walk import Block, BlockLaw, top_down, top_down_law
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,9 @@ class Verifier(ABC):
         drafted = _check_tokens(tokens, pair.draft)
         self._check_drafts(drafted.shape[-1])
         source = as_generator(generator, pair.draft.device)
+        # Rows of a batch that share their drafts still draw their own random numbers.
+        lead = torch.broadcast_shapes(drafted.shape[:-1], pair.draft.shape[:-1])
+        drafted = drafted.expand(*lead, -1)
         token = self.pick(pair.draft, pair.target, drafted, source)
         accepted = (drafted == token.unsqueeze(-1)).any(-1)
         if pair.is_torch or isinstance(tokens, Tensor):
@@ -83,6 +94,23 @@ class Verifier(ABC):
         ]
         return pair.restore(torch.stack(rows).view(shape))
 
+    def verify_tree(
+        self,
+        draft_laws: ArrayLike,
+        target_laws: ArrayLike,
+        paths: ArrayLike,
+        generator: int | np.random.Generator | torch.Generator | None = None,
+    ) -> Block:
+        """Verify K i.i.d. paths of L tokens: which are kept, and the token behind them.
+
+        `paths`: (..., K, L) ids. `draft_laws` (..., K, L, V) and `target_laws` (..., K, L + 1, V): the
+        laws at the nodes of each path; index i is the node after i of its tokens. A token rule walks
+        down from the root (Algorithm 3 of SpecTr). Raises ValueError when a shape does not fit, or
+        when the rule is not made for i.i.d. drafts.
+        """
+        self._check_law(IID())
+        return _verify_tree(self, draft_laws, target_laws, paths, generator)
+
     # --- hooks: tensors only ---
 
     @abstractmethod
@@ -105,6 +133,20 @@ class Verifier(ABC):
     ) -> Tensor:
         """Token ids of shape (...). `tokens`: (..., k), -1 where a draft is dead."""
         return sample(self.conditional(draft, target, tokens), generator)
+
+    def conditional_block(self, draft_laws: Tensor, target_laws: Tensor, paths: Tensor) -> BlockLaw:
+        """The exact law of the block given the paths, shapes as in `verify_tree`."""
+        return top_down_law(self, draft_laws, target_laws, paths)
+
+    def pick_block(
+        self,
+        draft_laws: Tensor,
+        target_laws: Tensor,
+        paths: Tensor,
+        generator: torch.Generator,
+    ) -> Block:
+        """One block for each row, shapes as in `verify_tree`."""
+        return top_down(self, draft_laws, target_laws, paths, generator)
 
     # --- checks ---
 
@@ -147,6 +189,36 @@ def _check_tokens(tokens: ArrayLike, draft: Tensor) -> Tensor:
             f"{tuple(draft.shape)}. Leading dimensions must broadcast."
         ) from error
     return drafted.to(device=draft.device, dtype=torch.int64)
+
+
+def _verify_tree(
+    rule: Verifier,
+    draft_laws: ArrayLike,
+    target_laws: ArrayLike,
+    paths: ArrayLike,
+    generator: int | np.random.Generator | torch.Generator | None,
+) -> Block:
+    draft = check_distribution(draft_laws, "draft_laws")
+    target = check_distribution(target_laws, "target_laws")
+    drafted = paths if isinstance(paths, Tensor) else torch.as_tensor(np.asarray(paths))
+    length = drafted.shape[-1] if drafted.ndim else 0
+    if (
+        drafted.ndim < 2
+        or draft.shape[:-1] != drafted.shape
+        or target.shape != (*drafted.shape[:-1], length + 1, draft.shape[-1])
+    ):
+        raise ValueError(
+            f"paths, draft_laws, target_laws: shapes {tuple(drafted.shape)}, {tuple(draft.shape)}, "
+            f"{tuple(target.shape)}. They must be (..., K, L), (..., K, L, V) and (..., K, L + 1, V)."
+        )
+    rule._check_drafts(drafted.shape[-2])
+    drafted = _check_tokens(drafted, draft)
+    dtype = torch.promote_types(draft.dtype, target.dtype)
+    source = as_generator(generator, draft.device)
+    block = rule.pick_block(draft.to(dtype), target.to(dtype), drafted, source)
+    if isinstance(draft_laws, Tensor) or isinstance(paths, Tensor):
+        return block
+    return Block(*(value.numpy()[()] for value in (block.tokens, block.accepted, block.path)))
 
 
 def _enumerate(

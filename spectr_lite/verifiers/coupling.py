@@ -38,7 +38,9 @@ class Coupling(Verifier):
     ) -> Tensor:
         eta = uniform(tokens.shape, generator)
         accepted = eta * at(draft, tokens) < at(target, tokens)
-        corrected = sample((target - draft).clamp_min(0), generator)
+        # One residual for each row of drafts: rows that shared one would share the token drawn from it.
+        left = (target - draft).clamp_min(0)
+        corrected = sample(left.expand(*tokens.shape[:-1], -1), generator)
         return torch.where(accepted[..., 0], tokens[..., 0], corrected)
 
     def _check_drafts(self, k: int) -> int:

@@ -45,10 +45,11 @@ class Naive(Verifier):
     def pick(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
-        first = _first_alive(tokens)
+        lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
+        first = _first_alive(tokens).expand(*lead, 1)
         eta = uniform(first.shape, generator)
         accepted = eta * at(draft, first) < at(target, first)
-        corrected = sample((target - draft).clamp_min(0), generator)
+        corrected = sample((target - draft).clamp_min(0).expand(*lead, -1), generator)
         return torch.where(accepted[..., 0], first[..., 0], corrected)
 
 

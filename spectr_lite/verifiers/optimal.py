@@ -59,6 +59,35 @@ class NestedPlan:
         """The law of the winner, shape (..., V)."""
         return self.slope.gather(-1, self.class_of) * draft
 
+    def classes(self, tokens: Tensor) -> Tensor:
+        """The class of each draft, shape (..., k); -1 where it is dead."""
+        ids = tokens.clamp_min(0).expand(*self.class_of.shape[:-1], -1)
+        return self.class_of.gather(-1, ids).masked_fill(tokens < 0, -1)
+
+    def chances(self, tokens: Tensor) -> Tensor:
+        """P(draft i is the winner), shape (..., k)."""
+        classes = self.classes(tokens)
+        top = classes.amax(-1, keepdim=True).unsqueeze(-2)
+        # Z only matters through which edges it activates, so it has one level per activation time.
+        levels, weight = _levels(self.activation)
+        index = torch.arange(levels.shape[-1], device=levels.device)
+        open_edges = (self.activation.unsqueeze(-2) <= levels.unsqueeze(-1)) & (index <= top)
+        floor = torch.where(open_edges, index, 0).amax(-1)
+        in_pool = (classes.unsqueeze(-2) >= floor.unsqueeze(-1)) & (tokens >= 0).unsqueeze(-2)
+        chance = in_pool.double() / in_pool.sum(-1, keepdim=True)
+        return (chance * weight.unsqueeze(-1)).sum(-2)
+
+    def draw(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
+        """Which draft wins: its position, shape (..., 1)."""
+        classes = self.classes(tokens)
+        z = uniform((*classes.shape[:-1], 1), generator)
+        index = torch.arange(self.activation.shape[-1], device=z.device)
+        open_edges = (self.activation <= z) & (index <= classes.amax(-1, keepdim=True))
+        floor = torch.where(open_edges, index, 0).amax(-1, keepdim=True)
+        in_pool = (classes >= floor) & (tokens >= 0)
+        # Ties are broken by position alone. A token's position tells nothing: drafts are exchangeable.
+        return (uniform(classes.shape, generator) * in_pool + in_pool).argmax(-1, keepdim=True)
+
     def take(self, rows: Tensor) -> NestedPlan:
         """The plans of these rows, for a plan with one leading dimension."""
         fields = (self.class_of, self.activation, self.draft_below, self.target_below, self.slope)
@@ -355,18 +384,8 @@ class Optimal(Verifier):
 
     def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         made = self._plan_of(draft, target, tokens)
-        dead = tokens < 0
         ids = tokens.clamp_min(0).expand(*made.class_of.shape[:-1], -1)
-        classes = made.class_of.gather(-1, ids).masked_fill(dead, -1)
-        top = classes.amax(-1, keepdim=True).unsqueeze(-2)
-        # Z only matters through which edges it activates, so it has one level per activation time.
-        levels, weight = _levels(made.activation)
-        index = torch.arange(levels.shape[-1], device=draft.device)
-        open_edges = (made.activation.unsqueeze(-2) <= levels.unsqueeze(-1)) & (index <= top)
-        floor = torch.where(open_edges, index, 0).amax(-1)
-        in_pool = (classes.unsqueeze(-2) >= floor.unsqueeze(-1)) & ~dead.unsqueeze(-2)
-        chance = in_pool.double() / in_pool.sum(-1, keepdim=True)
-        chance = (chance * weight.unsqueeze(-1)).sum(-2)
+        chance = made.chances(tokens)
         winner = made.winner(draft)
         scale = at(winner, tokens)
         accept = torch.where(scale > 0, at(target, tokens) / scale, 1.0).clamp_max(1)
@@ -382,14 +401,7 @@ class Optimal(Verifier):
         made = self._plan_of(draft, target, tokens)
         lead = made.class_of.shape[:-1]
         tokens = tokens.expand(*lead, -1)
-        classes = made.class_of.gather(-1, tokens.clamp_min(0)).masked_fill(tokens < 0, -1)
-        z = uniform((*lead, 1), generator)
-        index = torch.arange(made.activation.shape[-1], device=draft.device)
-        open_edges = (made.activation <= z) & (index <= classes.amax(-1, keepdim=True))
-        floor = torch.where(open_edges, index, 0).amax(-1, keepdim=True)
-        in_pool = (classes >= floor) & (tokens >= 0)
-        # Ties are broken by position alone. A token's position tells nothing: drafts are exchangeable.
-        chosen = (uniform(tokens.shape, generator) * in_pool + in_pool).argmax(-1, keepdim=True)
+        chosen = made.draw(tokens, generator)
         token = tokens.gather(-1, chosen).clamp_min(0)
         winner = made.winner(draft)
         eta = uniform((*lead, 1), generator)

@@ -1,0 +1,46 @@
+"""Block verification: judge one drafted path as a whole.
+
+    w_0 = 1,   w_i = min(1, w_{i-1} target(x_i) / draft(x_i))                       along the path
+    h_i = Z_i / (Z_i + 1 - w_i),   Z_i = sum_x (w_i target(x | x_1..x_i) - draft(x | x_1..x_i))+
+    h_L = w_L;   keep the LARGEST i that passes its own coin of bias h_i; then
+    Y ~ (w_i target - draft)+   if i < L,   Y ~ target   if i = L
+
+A token that would be refused on its own may be kept because later ones are likely; stopping at the first
+failed coin throws that away, and the output is then biased. With L = 1 it is maximal coupling.
+Source: Sun et al. (arXiv 2403.10444). The formula stands in `tree.verify_path`, which others use too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectr_lite.laws import DraftLaw
+from spectr_lite.verifiers.registry import register
+from spectr_lite.verifiers.tree import TreeVerifier, verify_path
+from spectr_lite.verifiers.walk import BlockLaw
+
+
+@register("block")
+class BlockVerification(TreeVerifier):
+    """Optimal among the rules for one path; defined for one path only."""
+
+    def conditional_block(self, draft_laws: Tensor, target_laws: Tensor, paths: Tensor) -> BlockLaw:
+        stop, extra = verify_path(
+            draft_laws[..., 0, :, :], target_laws[..., 0, :, :], paths[..., 0, :]
+        )
+        return BlockLaw(stop.unsqueeze(-2), extra.unsqueeze(-3))
+
+    def membership(
+        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    ) -> Tensor:
+        return torch.minimum(draft, target).sum(-1)
+
+    def _check_drafts(self, k: int) -> int:
+        k = super()._check_drafts(k)
+        if k != 1:
+            raise ValueError(
+                f"k: 'block' is defined for one path, found {k}. 'multipath-block' and 'optimal-block' "
+                "with one path are the same rule, and take more."
+            )
+        return k

@@ -1,0 +1,88 @@
+"""Optimal selection and block verification: the best child on the way down, the block on the way up.
+
+    down   at a node with M living paths choose a child by the optimal plan for M drafts (nested
+           priority); keep its paths. r_i = the law of the chosen token, the plan's true marginal
+    up     block verification of the path so chosen, with r_i in place of the draft
+
+Lossless for any way of choosing a child: given what was chosen, the paths below it are still i.i.d.
+The plan's marginal r is the best one for every weight w that block verification can reach a node with:
+    sum_y min(r(y), w target(y)) = min over A of [ w target(A) + 1 - draft(A)^M ]      for all w <= 1
+With L = 1 it is `optimal`, with K = 1 it is `block`. We are not aware of an earlier use of the two
+together. Sources: optimal.py; block verification is Sun et al. (arXiv 2403.10444).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectr_lite.distributions import sample
+from spectr_lite.laws import DraftLaw
+from spectr_lite.verifiers.optimal import Optimal
+from spectr_lite.verifiers.registry import register
+from spectr_lite.verifiers.tree import TreeVerifier, emit, verify_path
+from spectr_lite.verifiers.walk import Block, BlockLaw, is_first, node, shared_prefix
+
+
+@register("optimal-block")
+class OptimalBlock(TreeVerifier):
+    """Nested priority at every node, block verification along the path it chose."""
+
+    def __init__(self, classes: int | None = 256) -> None:
+        self.selection = Optimal(classes)
+
+    def membership(
+        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    ) -> Tensor:
+        return self.selection.membership(draft, target, k, law)
+
+    def conditional_block(self, draft_laws: Tensor, target_laws: Tensor, paths: Tensor) -> BlockLaw:
+        """Plans every node: the number of paths through it is known before anything is chosen."""
+        shared = shared_prefix(paths)
+        itself = torch.eye(paths.shape[-2], dtype=torch.bool, device=paths.device)
+        chosen = torch.ones(paths.shape[:-1], dtype=target_laws.dtype, device=paths.device)
+        marginals = []
+        for i in range(paths.shape[-1]):
+            here = paths[..., i].unsqueeze(-2)
+            offered = torch.where(shared[..., i], here, -1)
+            offered = torch.where(itself & (offered.amax(-1, keepdim=True) < 0), 0, offered)
+            draft, target = draft_laws[..., i, :], target_laws[..., i, :]
+            plan = self.selection.plan(draft, target, (offered >= 0).sum(-1))
+            chance = plan.chances(offered)
+            chosen = chosen * (chance * shared[..., i + 1]).sum(-1)
+            marginals.append(plan.winner(draft).to(target_laws.dtype))
+        stop, extra = verify_path(torch.stack(marginals, -2), target_laws, paths)
+        chosen = chosen * is_first(shared)[..., -1]
+        return BlockLaw(stop * chosen.unsqueeze(-1), extra)
+
+    def pick_block(
+        self,
+        draft_laws: Tensor,
+        target_laws: Tensor,
+        paths: Tensor,
+        generator: torch.Generator,
+    ) -> Block:
+        """Plans only the nodes that are visited: L plans and not K L."""
+        alive = paths[..., 0] >= 0
+        path = alive.to(torch.int8).argmax(-1)
+        marginals, targets = [], []
+        for i in range(paths.shape[-1]):
+            draft, target = node(draft_laws, path, i), node(target_laws, path, i)
+            offered = torch.where(alive, paths[..., i], -1)
+            plan = self.selection.plan(draft, target, alive.sum(-1))
+            winner = plan.draw(offered, generator)
+            marginals.append(plan.winner(draft).to(target.dtype))
+            targets.append(target)
+            alive = alive & (offered == offered.gather(-1, winner))
+            path = winner.squeeze(-1)
+        targets.append(node(target_laws, path, paths.shape[-1]))
+        index = path[..., None, None].expand(*path.shape, 1, paths.shape[-1])
+        stop, extra = verify_path(
+            torch.stack(marginals, -2),
+            torch.stack(targets, -2),
+            paths.gather(-2, index).squeeze(-2),
+        )
+        accepted = sample(stop, generator)
+        index = accepted[..., None, None].expand(*accepted.shape, 1, extra.shape[-1])
+        last = sample(extra.gather(-2, index).squeeze(-2), generator)
+        return emit(paths, path, accepted, last)

@@ -1,0 +1,99 @@
+"""Traversal verification: from the leaves to the root, one drafted node after the other.
+
+    w(root) = 1,   w(c x) = min(1, w(c) t_c(x) / p_c(x));     at first t = target and p = draft
+    take the first leaf in depth-first order and accept its whole path with probability w
+    otherwise delete it; at its parent c, all from the values before:
+        t_c = (w(c) t_c - p_c)+ / Z,   w(c) = Z / (Z + 1 - w(c)),   Z = sum (w(c) t_c - p_c)+
+        p_c = p_c without the deleted token / sum;   the weights below c follow
+    a node that has lost its children is a leaf; the root always accepts;   Y ~ t at the accepted node
+
+Equal children are one, in the order of their first appearance: i.i.d. draws without their repeats are
+draws without replacement. With one path it is block verification.
+Source: Weng et al. (arXiv 2505.12398).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectr_lite.distributions import at
+from spectr_lite.verifiers.recursive_wor import without
+from spectr_lite.verifiers.registry import register
+from spectr_lite.verifiers.tree import TreeVerifier
+from spectr_lite.verifiers.walk import BlockLaw, shared_prefix
+
+
+@register("traversal")
+class Traversal(TreeVerifier):
+    """Leaf-to-root verification of the tree that K paths span."""
+
+    def conditional_block(self, draft_laws: Tensor, target_laws: Tensor, paths: Tensor) -> BlockLaw:
+        count, length = paths.shape[-2:]
+        order = depth_first(paths)
+        paths = paths.take_along_dim(order[..., None], -2)
+        draft_laws = draft_laws.take_along_dim(order[..., None, None], -3)
+        target_laws = target_laws.take_along_dim(order[..., None, None], -3)
+        shared = shared_prefix(paths)
+        # How many tokens each path shares with the one before it; -1 where either is dead.
+        common = shared[..., 1:, :, :].diagonal(dim1=-3, dim2=-2).long().sum(-2) - 1
+        before = torch.nn.functional.pad(common, (1, 0), value=-1)
+        after = torch.nn.functional.pad(common, (0, 1), value=-1)
+        reached = torch.ones_like(paths[..., 0, 0], dtype=target_laws.dtype)
+        weight = [torch.ones_like(reached) for _ in range(length + 1)]
+        target = [target_laws[..., 0, i, :] for i in range(length + 1)]
+        draft = [draft_laws[..., 0, i, :] for i in range(length)]
+        stop, extra = [], []
+        for j in range(count):
+            alive = paths[..., j, 0] >= 0
+            for i in range(length + 1):  # what this path does not share starts afresh
+                fresh = before[..., j] < i
+                target[i] = torch.where(fresh[..., None], target_laws[..., j, i, :], target[i])
+                if i < length:
+                    draft[i] = torch.where(fresh[..., None], draft_laws[..., j, i, :], draft[i])
+                if i == 0:
+                    weight[0] = torch.where(fresh, 1.0, weight[0])
+                    continue
+                token = paths[..., j, i - 1 : i]
+                mass = at(draft[i - 1], token).squeeze(-1)
+                ratio = torch.where(mass > 0, at(target[i - 1], token).squeeze(-1) / mass, 0.0)
+                weight[i] = torch.where(fresh, (weight[i - 1] * ratio).clamp_max(1), weight[i])
+            kept, behind = [], []
+            for i in range(length, -1, -1):  # leaves that no later path needs, from the bottom
+                leaf = alive & (after[..., j] < i)
+                kept.append(torch.where(leaf, reached * weight[i], 0.0))
+                behind.append(target[i])
+                reached = torch.where(leaf, reached * (1 - weight[i]), reached)
+                if i > 0:
+                    self._delete(i, leaf, paths[..., j, i - 1 : i], weight, target, draft)
+            stop.append(torch.stack(kept[::-1], -1))
+            extra.append(torch.stack(behind[::-1], -2))
+        back = order.argsort(-1)
+        return BlockLaw(
+            torch.stack(stop, -2).take_along_dim(back[..., None], -2),
+            torch.stack(extra, -3).take_along_dim(back[..., None, None], -3),
+        )
+
+    def _delete(self, i, leaf, token, weight, target, draft) -> None:
+        """Deletes the node at depth i, where `leaf` says so; its parent takes the residual."""
+        parent = weight[i - 1]
+        left = (parent[..., None] * target[i - 1] - draft[i - 1]).clamp_min(0)
+        total = left.sum(-1)
+        some = (total > 0) & leaf
+        residual = left / torch.where(some, total, 1)[..., None]
+        target[i - 1] = torch.where(some[..., None], residual, target[i - 1])
+        chance = total + 1 - parent
+        chance = torch.where(chance > 0, total / torch.where(chance > 0, chance, 1), 1)
+        weight[i - 1] = torch.where(leaf, chance, parent)
+        draft[i - 1] = torch.where(leaf[..., None], without(draft[i - 1], token), draft[i - 1])
+
+
+def depth_first(paths: Tensor) -> Tensor:
+    """The paths in depth-first order, children by first appearance, dead paths first; (..., K)."""
+    first = shared_prefix(paths).to(torch.int8).argmax(-2)[..., 1:]
+    first = first.masked_fill(paths[..., :1] < 0, -1)
+    order = torch.arange(paths.shape[-2], device=paths.device).expand(paths.shape[:-1])
+    for i in reversed(range(paths.shape[-1])):
+        key = first[..., i].gather(-1, order)
+        order = order.gather(-1, key.argsort(dim=-1, stable=True))
+    return order
