@@ -212,7 +212,7 @@ def _verify_tree(
             f"{tuple(target.shape)}. They must be (..., K, L), (..., K, L, V) and (..., K, L + 1, V)."
         )
     rule._check_drafts(drafted.shape[-2])
-    drafted = _check_tokens(drafted, draft)
+    drafted = _check_tokens(drafted.unsqueeze(-1), draft).squeeze(-1)
     dtype = torch.promote_types(draft.dtype, target.dtype)
     source = as_generator(generator, draft.device)
     block = rule.pick_block(draft.to(dtype), target.to(dtype), drafted, source)

@@ -8,9 +8,10 @@
     verify    block verification of that path, with `skewed` in place of the draft
 
 The law of the selected path needs laws on that path alone. With K = 1 it is block verification.
-Source: Thomas and Pal (arXiv 2602.16961), from public descriptions and public code. The code seen there
-caps target/draft at 1 before ranking and breaks the ties that makes by order of drafting, while
-its skewed law breaks them by id. The cap is left out here, and one order serves both uses.
+Source: Thomas and Pal (arXiv 2602.16961), after public descriptions and two public copies of its code.
+One copy caps target/draft at 1 before ranking; the ties that makes go to the draft met first, while its
+skewed law gives them to the higher id. Here, as in the other copy, nothing is capped, and one order
+serves both uses.
 """
 
 from __future__ import annotations

@@ -72,15 +72,14 @@ def emit(paths: Tensor, path: Tensor, accepted: Tensor, last: Tensor) -> Block:
     return Block(tokens, accepted, path)
 
 
-def verify_path(draft_laws: Tensor, target_laws: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
+def block_coins(draft_laws: Tensor, target_laws: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
     """Block verification of one path (..., L) whose tokens were drawn from `draft_laws` (..., L, V).
 
         w_0 = 1,   w_i = min(1, w_{i-1} target(x_i) / draft(x_i))
         h_i = Z_i / (Z_i + 1 - w_i),  Z_i = sum_x (w_i target - draft)+ at node i < L;    h_L = w_L
-        keep the LARGEST i that passes its own coin of bias h_i; then a token from (w_i target - draft)+,
-        or from the target itself after L tokens
 
-    Answers P(keep i tokens), (..., L + 1), and the law of the token behind them, (..., L + 1, V).
+    Answers the biases h_0..h_L, (..., L + 1), and the laws of a token behind each node, (..., L + 1, V):
+    (w_i target - draft)+ normalised, and the target itself after L tokens.
     Source: Sun et al. (arXiv 2403.10444).
     """
     weight = torch.ones(path.shape[:-1], dtype=target_laws.dtype, device=path.device)
@@ -100,10 +99,15 @@ def verify_path(draft_laws: Tensor, target_laws: Tensor, path: Tensor) -> tuple[
         weight = (weight * ratio).clamp_max(1)
     coins.append(weight)
     extra.append(target_laws[..., -1, :].expand_as(extra[0]))
-    coin = torch.stack(coins, -1)
+    return torch.stack(coins, -1), torch.stack(extra, -2)
+
+
+def verify_path(draft_laws: Tensor, target_laws: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
+    """P(keep i tokens), (..., L + 1): i is the LARGEST that passes its own coin; and `extra`."""
+    coin, extra = block_coins(draft_laws, target_laws, path)
     failed = torch.cumprod(1 - coin.flip(-1), -1).flip(-1)  # every coin from i on
     above = torch.nn.functional.pad(failed[..., 1:], (0, 1), value=1.0)
-    return coin * above, torch.stack(extra, -2)
+    return coin * above, extra
 
 
 # --- exactness by enumeration, for models small enough to list every path ---
