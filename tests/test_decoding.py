@@ -46,9 +46,9 @@ def bundled():
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 0, 1]]
 
 
-def reread(model, tokens):
+def reread(model, tokens, temperature=1.0):
     """The law of the token after `tokens` (a list), without any cache."""
-    return torch.softmax(model(torch.tensor([tokens]))[0, -1], -1)
+    return torch.softmax(model(torch.tensor([tokens]))[0, -1] / temperature, -1)
 
 
 # --- what the rule is shown, to rounding: cache, tree mask, positions and moves stand behind it ---
@@ -69,9 +69,11 @@ class Spy(verifiers.Verifier):
         return token
 
 
-@pytest.mark.parametrize(("num_drafts", "draft_length"), [(1, 3), (3, 4), (4, 1)])
+@pytest.mark.parametrize(
+    ("num_drafts", "draft_length", "temperature"), [(1, 3, 1), (3, 4, 0.7), (4, 1, 1.5)]
+)
 def test_every_law_shown_to_the_rule_is_the_law_of_the_text_so_far(
-    tiny_pair, num_drafts, draft_length
+    tiny_pair, num_drafts, draft_length, temperature
 ):
     target, draft = tiny_pair
     spy = Spy()
@@ -85,18 +87,22 @@ def test_every_law_shown_to_the_rule_is_the_law_of_the_text_so_far(
         num_drafts=num_drafts,
         draft_length=draft_length,
         max_new_tokens=40,
+        temperature=temperature,
         generator=0,
     )
     for turn in turns:
         for row, text in enumerate(texts):
             block = turn.block[row, : turn.accepted[row] + 1].tolist()
             for depth, (p, q, tokens, token) in enumerate(spy.calls):
-                if not turn.active[row] or depth > turn.accepted[row]:
+                if depth > turn.accepted[row]:  # a stopped row, kept busy with one draft
+                    assert (tokens[row] >= 0).sum() == 1
+                if depth > turn.accepted[row] or not turn.active[row]:
                     continue
                 context = text + block[:depth]
                 if len(context) < len(PROMPTS[row]) + 40:  # further laws cannot reach the text
-                    torch.testing.assert_close(p[row], reread(draft, context), rtol=0, atol=1e-11)
-                    torch.testing.assert_close(q[row], reread(target, context), rtol=0, atol=1e-11)
+                    for shown, model in ((p, draft), (q, target)):
+                        law = reread(model, context, temperature)
+                        torch.testing.assert_close(shown[row], law, rtol=0, atol=1e-11)
                 alive = (turn.drafted[row, :, :depth] == torch.tensor(block[:depth])).all(-1)
                 offered = torch.where(alive, turn.drafted[row, :, depth], -1)
                 assert tokens[row].tolist() == offered.tolist()
@@ -347,6 +353,15 @@ def test_a_stop_token_ends_its_row_only(tiny_pair):
     for tokens, unstopped in zip(run.tokens, free, strict=True):
         end = unstopped.index(stop) + 1 if stop in unstopped else len(unstopped)
         assert tokens == unstopped[:end]
+
+
+def test_a_stop_token_behind_the_limit_does_not_extend_the_text(tiny_pair):
+    target, _ = tiny_pair
+    settings = {"num_drafts": 1, "draft_length": 6, "temperature": 0}
+    free = generate(target, target, [[4]], max_new_tokens=7, **settings).tokens[0]
+    end = next(i for i in range(1, 7) if free[i] not in free[:i])
+    run = generate(target, target, [[4]], max_new_tokens=end, stop_tokens=[free[end]], **settings)
+    assert run.tokens == [free[:end]]
 
 
 def test_iterations_account_for_every_token(tiny_pair):
