@@ -105,11 +105,13 @@ class WithoutReplacement(DraftLaw):
             count *= len(support) - i
         _check_enumeration(count, draft.shape[-1])
         tokens = torch.tensor(list(itertools.permutations(support, length)))
-        mass = draft[tokens]
-        left = 1 - mass.cumsum(-1) + mass
-        # The last token of a full permutation is certain: mass / left would be 0/0 in rounding.
-        step = torch.where(left > mass, mass / left, torch.ones_like(mass))
-        return torch.nn.functional.pad(tokens, (0, k - length), value=-1), step.prod(-1)
+        # What is left is summed anew: 1 minus what is gone has no digits after a token of mass 1 - 1e-9.
+        left = draft.expand(len(tokens), -1)
+        mass = draft.new_ones(len(tokens))
+        for token in tokens.split(1, -1):
+            mass = mass * (left.gather(-1, token) / left.sum(-1, keepdim=True)).squeeze(-1)
+            left = left.scatter(-1, token, 0.0)
+        return torch.nn.functional.pad(tokens, (0, k - length), value=-1), mass
 
     def order(self, draft: Tensor, target: Tensor, k: int) -> Tensor:
         return by_ratio(draft, target)

@@ -238,9 +238,16 @@ def _literal(
 def _solve(problem) -> None:
     import cvxpy as cp
 
-    problem.solve(solver=cp.HIGHS)
-    if problem.status != cp.OPTIMAL:
-        raise RuntimeError(f"HiGHS stopped with status {problem.status!r} instead of an optimum.")
+    # The tightest HiGHS takes. Its default of 1e-7 is more than many a tuple's probability.
+    tolerances = dict.fromkeys(
+        ("primal_feasibility_tolerance", "dual_feasibility_tolerance"), 1e-10
+    )
+    # HiGHS's presolve calls some programs with probabilities below 1e-8 infeasible; no program here is.
+    for presolve in ("on", "off"):
+        problem.solve(solver=cp.HIGHS, presolve=presolve, **tolerances)
+        if problem.status == cp.OPTIMAL:
+            return
+    raise RuntimeError(f"HiGHS stopped with status {problem.status!r} instead of an optimum.")
 
 
 def _complete(share: np.ndarray, supply: np.ndarray, demand: np.ndarray) -> np.ndarray:
