@@ -179,10 +179,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--run-id", default=None, help="folder name; the same one resumes a run")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[50_000, 128_000])
     parser.add_argument("--summarise", action="store_true", help="only rewrite the summary")
     options = parser.parse_args()
     if not options.summarise:
+        torch.set_num_threads(options.threads)
         config = {
             "device": options.device,
             "vocabularies": options.vocabularies,
@@ -201,7 +203,7 @@ def main() -> None:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         env = {
             "command": f"python scripts/benchmark_verifiers.py --device {options.device} "
-            f"--run-id {folder.name} --rounds {options.rounds}",
+            f"--run-id {folder.name} --rounds {options.rounds} --threads {options.threads}",
             "start": now.isoformat(timespec="seconds"),
             **environment(torch.device(options.device)),
         }

@@ -7,11 +7,13 @@
     output      accept W_k with probability min(1, target / r_k); otherwise  Y ~ (target - r_k)+
 
 Lossless for any coins, because r_k is the winner's true law. With s >= V, two drafts reach the optimum;
-beyond two each match is solved on its own, so the tournament is not optimal.
+beyond two each match is solved on its own, so the tournament is not optimal. With s < V the first s
+tokens beat all others, wanted or not: dear where the target is spread out.
 Source: Khisti et al. (arXiv 2410.18234): canonical decomposition, truncated linear program, tournament.
-What is implemented follows the public descriptions of its appendix on truncation. The program has one
-coin per unordered pair, which loses nothing. HiGHS solves it, one program per match and pair of
-distributions: a rule for study, not for a GPU.
+The paper's text was not at hand; the order, the truncation and the sequence of matches follow public
+code that cites its appendix. That code has a coin for each ordered pair; one per unordered pair loses
+nothing. HiGHS solves the program, one per match and pair of distributions: a rule for study, not for a
+GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy.optimize import linprog
+from scipy.sparse import csr_array, eye_array, hstack
 from torch import Tensor
 
 from spectr_lite.distributions import at
@@ -41,13 +44,15 @@ def match(champion: np.ndarray, draft: np.ndarray, target: np.ndarray, s: int):
         # The mass of every pair that goes to its first token, and accepted mass a <= min(law, target).
         certain = law[:s] - np.bincount(first, mass, s)
         pairs = len(mass)
-        gained = np.zeros((s, pairs))
-        gained[first, np.arange(pairs)] -= 1
-        gained[second, np.arange(pairs)] += 1
+        column = np.arange(pairs)
+        gained = csr_array(
+            (np.r_[-np.ones(pairs), np.ones(pairs)], (np.r_[first, second], np.r_[column, column])),
+            shape=(s, pairs),
+        )
         limit = certain + np.bincount(second, mass, s)
         found = linprog(
             np.r_[np.zeros(pairs), -np.ones(s)],
-            A_ub=np.hstack([gained, np.eye(s)]),
+            A_ub=hstack([gained, eye_array(s)]),
             b_ub=limit,
             bounds=np.r_[np.c_[np.zeros(pairs), mass], np.c_[np.full(s, -1.0), q[:s]]],
             method="highs",
@@ -68,7 +73,7 @@ def match(champion: np.ndarray, draft: np.ndarray, target: np.ndarray, s: int):
 class Importance(Verifier):
     """Importance-weighted tournament; the program of a match ranges over `truncation` tokens."""
 
-    def __init__(self, truncation: int = 8) -> None:
+    def __init__(self, truncation: int = 20) -> None:
         if truncation < 1:
             raise ValueError(f"truncation: found {truncation}. At least one token is needed.")
         self.truncation = truncation
