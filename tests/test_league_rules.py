@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -255,3 +259,16 @@ class TakesTheDraftForTheWinner(Importance):
 def test_a_wrong_rule_is_caught(rule):
     draft, target = [0.4, 0.25, 0.2, 0.1, 0.05], [0.1, 0.3, 0.1, 0.2, 0.3]
     assert total_variation(rule.output_distribution(draft, target, 3), target) > 1e-3
+
+
+# --- the recorded cost of a call ---
+
+
+def test_the_summary_of_the_benchmark_is_made_from_its_records():
+    root = Path(__file__).resolve().parent.parent
+    spec = importlib.util.spec_from_file_location("bench", root / "scripts/benchmark_verifiers.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    shipped = json.loads(bench.SUMMARY.read_text(encoding="utf-8"))
+    assert shipped == json.loads(json.dumps(bench.summarise()))
+    assert {row["job"] for run in shipped["runs"] for row in run["rows"]} == {"token", "block"}
