@@ -46,10 +46,9 @@ def check(args: argparse.Namespace) -> int:
 
 
 def _to_judge(chosen: list[Any] | None, ks: Sequence[int]) -> list[tuple[Any, int]]:
-    from spectr_lite import verifiers
-    from spectr_lite.check import is_defined
+    from spectr_lite.check import is_defined, token_rules
 
-    listed = verifiers.names() if chosen is None else chosen
+    listed = token_rules() if chosen is None else chosen
     return [(rule, k) for rule in listed for k in ks if is_defined(rule, k)]
 
 
@@ -145,8 +144,8 @@ def _add_check(commands: argparse._SubParsersAction) -> None:
         help="acceptance, optimum and losslessness of selection rules on your distributions",
         description="Compares selection rules with the optimum on your draft and target, then says of "
         "each whether its output still follows the target. A file with several rows is a batch of "
-        "pairs: the table then shows means over them, the samples are shared between them, and a verdict "
-        "is about all together. Exit status: 0 lossless, 1 something is not, 2 bad input.",
+        "pairs: the table then shows means over them, and a verdict is about all together, with the "
+        "samples shared between them. Exit status: 0 lossless, 1 something is not, 2 bad input.",
     )
     files = "probabilities in .npy, .npz, .csv or .json; FILE.npz:NAME picks an array"
     parser.add_argument("--draft", required=True, metavar="FILE", help=files)
@@ -164,7 +163,7 @@ def _add_check(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         action="extend",
         metavar="RULE",
-        help="a rule's name, or my.module:MyVerifier for your own (default: every rule)",
+        help="a rule's name, or my.module:MyVerifier for your own (default: every token rule)",
     )
     parser.add_argument(
         "--samples",
@@ -197,6 +196,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         return args.run(args)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BAD_INPUT
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         print(f"{parser.prog} {args.command}: error: {_one_line(error)}.", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -30,6 +30,7 @@ from spectr_lite.laws import DraftLaw
 from spectr_lite.stats import chi_square
 from spectr_lite.transport import optimal_acceptance
 from spectr_lite.verifiers import Verifier
+from spectr_lite.verifiers.tree import TreeVerifier
 
 EXACT_LIMIT = 2_000_000  # pairs x V^(k+1) up to which the output law is enumerated
 EXACT_TOLERANCE = 1e-9  # total variation that rounding may leave in an enumerated law
@@ -200,14 +201,15 @@ def compare(
 ) -> Comparison:
     """Every rule beside the optimum for its own draft law, for each number of drafts in `ks`.
 
-    `draft`, `target`: (..., V); several pairs give means. `verifiers`: rules, all registered ones
-    unless given. A rule that is not defined for some k is left out there. The output law is enumerated
-    while pairs x V^(k+1) stays within EXACT_LIMIT. Raises ValueError for bad distributions, k < 1, an
+    `draft`, `target`: (..., V); several pairs give means. `verifiers`: rules, all registered token
+    rules unless given (a path rule shows what it is worth only on paths longer than one token). A rule
+    that is not defined for some k is left out there. The output law is enumerated while
+    pairs x V^(k+1) stays within EXACT_LIMIT. Raises ValueError for bad distributions, k < 1, an
     unknown rule, or a rule that is defined for none of `ks`.
     """
     pairs = _Pairs.of(draft, target)
     ks = [check_count(k, "k") for k in (ks if isinstance(ks, Sequence | np.ndarray) else [ks])]
-    listed = rules.names() if verifiers is None else _listed(verifiers)
+    listed = token_rules() if verifiers is None else _listed(verifiers)
     chosen = [_Rule.of(rule, pairs.is_torch) for rule in listed]
     optima: dict[tuple[DraftLaw, int], float] = {}
     rows = []
@@ -312,6 +314,11 @@ def lossless(
         over=over,
         under=under,
     )
+
+
+def token_rules() -> tuple[str, ...]:
+    """The names of the rules that look at one node at a time."""
+    return tuple(name for name in rules.names() if not isinstance(rules.get(name), TreeVerifier))
 
 
 def is_defined(verifier: Any, k: int) -> bool:

@@ -1,0 +1,227 @@
+"""K-SEQ: rho*, which side of it is safe, how good it is, and what large k and large V do to it."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import pairs
+
+from spectr_lite import distributions as D
+from spectr_lite import verifiers
+from spectr_lite.transport import optimal_acceptance
+from spectr_lite.verifiers.kseq import (
+    KSeq,
+    acceptance_of_any,
+    acceptance_of_one,
+    bisected_rho,
+    guarantee,
+    optimal_rho,
+    residual,
+)
+
+CASES = Path(__file__).parent / "cases"
+KSEQ = json.loads((CASES / "kseq.json").read_text())
+VERIFIERS = json.loads((CASES / "verifiers.json").read_text())
+
+
+def excess(draft: torch.Tensor, target: torch.Tensor, rho: torch.Tensor, k: float) -> torch.Tensor:
+    """h(rho) = p_acc - rho beta: positive where the residual would have negative mass."""
+    beta = acceptance_of_one(draft, target, rho)
+    return acceptance_of_any(beta, k) - rho * beta
+
+
+def signed_residual(draft, target, rho, k) -> torch.Tensor:
+    """The residual before anything is clamped."""
+    beta = acceptance_of_one(draft, target, rho)
+    kept = torch.minimum(draft, target / rho.unsqueeze(-1))
+    return target - kept * (acceptance_of_any(beta, k) / beta).unsqueeze(-1)
+
+
+def fractions(values: list[str]) -> np.ndarray:
+    return np.array([float(Fraction(value)) for value in values])
+
+
+# --- shared reference values ---
+
+
+@pytest.mark.parametrize("case", KSEQ, ids=lambda case: f"{case['case']} k={case['k']}")
+def test_reference_values(case):
+    draft, target, k = fractions(case["p"]), fractions(case["q"]), case["k"]
+    p, q = torch.tensor(draft), torch.tensor(target)
+    rho = optimal_rho(p, q, k)
+    beta = acceptance_of_one(p, q, rho)
+    assert float(rho) == pytest.approx(case["rho_star"], abs=1e-9)
+    assert float(beta) == pytest.approx(case["beta"], abs=1e-9)
+    assert float(acceptance_of_any(beta, k)) == pytest.approx(case["kseq_accept"], abs=1e-9)
+    rule = KSeq()
+    assert rule.acceptance(draft, target, k) == pytest.approx(case["kseq_accept"], abs=1e-9)
+    by_enumeration = float(verifiers.Verifier.membership(rule, p, q, k))
+    assert by_enumeration == pytest.approx(case["kseq_membership_at_rho_star"], abs=1e-9)
+    if case["residual"] is not None:
+        left = residual(p, q, rho, k)
+        np.testing.assert_allclose(left / left.sum(), case["residual"], atol=1e-8)
+    if case["best_membership"] is not None:
+        best = KSeq(rho=case["best_membership_rho"])
+        value = best.acceptance(draft, target, k)
+        assert value == pytest.approx(case["best_membership"], abs=1e-8)
+        by_enumeration = float(verifiers.Verifier.membership(best, p, q, k))
+        assert by_enumeration == pytest.approx(case["best_membership"], abs=1e-8)
+        np.testing.assert_allclose(best.output_distribution(draft, target, k), target, atol=1e-12)
+        beyond = [KSeq(rho=float(rho + step * (k - rho))) for step in np.linspace(0, 1, 41)]
+        assert all(
+            other.acceptance(draft, target, k) <= case["best_membership"] + 1e-8 for other in beyond
+        )
+
+
+@pytest.mark.parametrize("index", range(len(VERIFIERS)))
+def test_more_reference_values(index):
+    case = VERIFIERS[index]
+    p, q = (torch.tensor(np.array(case[side])) for side in ("draft", "target"))
+    # With equal distributions p_acc is 1 to rounding over a range of rho; the reference stops within it.
+    loose = 1e-5 if case["kseq"] > 1 - 1e-12 else 1e-8
+    assert float(optimal_rho(p, q, case["k"])) == pytest.approx(case["kseq_rho"], abs=loose)
+    value = KSeq().acceptance(case["draft"], case["target"], case["k"])
+    assert value == pytest.approx(case["kseq"], abs=1e-9)
+
+
+# --- rho* ---
+
+
+@given(pair=pairs(max_vocabulary=7), k=st.integers(1, 12))
+def test_the_root_is_found_and_lies_on_the_safe_side(pair, k):
+    p, q = (torch.tensor(side) for side in pair)
+    rho = optimal_rho(p, q, k)
+    assert 1 <= rho <= k
+    assert abs(float(excess(p, q, rho, k))) < 1e-12 or float(rho) == 1.0
+    assert float(excess(p, q, rho, k)) < 1e-12
+    beta = acceptance_of_one(p, q, rho)
+    if beta > 1e-9:
+        assert float(acceptance_of_any(beta, k)) == pytest.approx(
+            float(acceptance_of_any(acceptance_of_one(p, q, bisected_rho(p, q, k)), k)), abs=1e-12
+        )
+        assert float(signed_residual(p, q, rho, k).min()) > -1e-12
+
+
+@given(seed=st.integers(0, 10**6), vocabulary=st.integers(2, 40), k=st.integers(2, 16))
+def test_exact_and_bisected_rho_agree(seed, vocabulary, k):
+    p, q = (torch.tensor(side) for side in D.dirichlet(vocabulary, 1.0, seed))
+    assert float(optimal_rho(p, q, k)) == pytest.approx(float(bisected_rho(p, q, k)), abs=1e-12 * k)
+
+
+def test_each_row_has_its_own_number_of_drafts():
+    p, q = (torch.tensor(side) for side in D.five_tokens())
+    counts = torch.tensor([[1, 2], [5, 8]])
+    together = optimal_rho(p, q, counts)
+    for index in np.ndindex(2, 2):
+        assert together[index] == pytest.approx(float(optimal_rho(p, q, int(counts[index]))))
+    batch = optimal_rho(p.expand(2, 2, -1), q.expand(2, 2, -1), counts)
+    np.testing.assert_allclose(batch, together, atol=1e-15)
+
+
+def test_the_upper_end_of_the_bracket_is_safe_and_the_lower_end_is_not():
+    """V = 32k, k = 8: what ten halvings leave of the lower end's bias, and what they do not."""
+    k, halvings = 8, 10
+    p, q = (torch.tensor(side) for side in D.zipf(32_000, seed=1))
+    upper = bisected_rho(p, q, k, halvings)
+    lower = upper - (k - 1) / 2**halvings
+    assert lower < optimal_rho(p, q, k) <= upper
+    assert float(signed_residual(p, q, upper, k).min()) >= 0
+    negative = -float(signed_residual(p, q, lower, k).clamp_max(0).sum())
+    assert 1e-5 < negative < 1e-2
+    exact = signed_residual(p, q, optimal_rho(p, q, k), k)
+    assert float(exact.min()) > -1e-16
+    assert float(residual(p, q, upper, k).sum()) == pytest.approx(
+        1 - float(acceptance_of_any(acceptance_of_one(p, q, upper), k)), abs=1e-12
+    )
+
+
+# --- how good it is ---
+
+
+@given(pair=pairs(max_vocabulary=6), k=st.integers(1, 9))
+def test_the_guarantee_holds(pair, k):
+    draft, target = pair
+    bound = float(guarantee(torch.tensor(draft), torch.tensor(target), k))
+    optimum = optimal_acceptance(draft, target, k)
+    assert KSeq().acceptance(draft, target, k) >= bound - 1e-12
+    assert bound >= (1 - np.exp(-1)) * optimum - 1e-12
+
+
+def test_eight_ninths_is_the_worst_known_for_two_drafts():
+    draft, target = D.kseq_worst_case()
+    assert KSeq().acceptance(draft, target, 2) == pytest.approx(8 / 9, abs=1e-12)
+    assert optimal_acceptance(draft, target, 2) == pytest.approx(1, abs=1e-12)
+    for seed in range(300):
+        draft, target = D.dirichlet(2 + seed % 4, 1.0, seed)
+        ratio = KSeq().acceptance(draft, target, 2) / optimal_acceptance(draft, target, 2)
+        assert ratio >= 8 / 9 - 1e-12
+
+
+def test_a_larger_rho_can_hit_a_draft_by_its_residual():
+    draft, target = D.kseq_worst_case()
+    assert KSeq(rho=4 / 3).acceptance(draft, target, 2) == pytest.approx(0.88888889, abs=5e-9)
+    assert KSeq(rho=5 / 3).acceptance(draft, target, 2) == pytest.approx(0.91111111, abs=5e-9)
+    np.testing.assert_allclose(
+        KSeq(rho=5 / 3).output_distribution(draft, target, 2), target, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 8, 100])
+def test_where_it_is_optimal(k):
+    one_hot, spread = np.array([0.0, 1.0, 0.0]), np.array([0.2, 0.3, 0.5])
+    for draft, target in (
+        (spread, spread),
+        (one_hot, spread),
+        (spread, one_hot),
+        (one_hot, one_hot),
+        D.uniform_on_subset(6, 2),
+    ):
+        assert KSeq().acceptance(draft, target, k) == pytest.approx(
+            optimal_acceptance(draft, target, k), abs=1e-12
+        )
+    draft, target = D.five_tokens()
+    assert KSeq().acceptance(draft, target, 1) == pytest.approx(0.6, abs=1e-12)
+
+
+# --- extremes ---
+
+
+@pytest.mark.parametrize("k", [1_000, 30_000, 10**6])
+@pytest.mark.parametrize("vocabulary", [3, 1000])
+def test_very_many_drafts(vocabulary, k):
+    draft, target = D.zipf(vocabulary, mismatch=2.0, seed=2)
+    p, q = torch.tensor(draft), torch.tensor(target)
+    rho = optimal_rho(p, q, k)
+    assert torch.isfinite(rho)
+    assert 1 <= rho <= k
+    # Once p_acc rounds to 1 many rho will do; bisection may stop at a larger one.
+    by_bisection = acceptance_of_one(p, q, bisected_rho(p, q, k, 100))
+    found = acceptance_of_any(acceptance_of_one(p, q, rho), k)
+    assert float(found) == pytest.approx(float(acceptance_of_any(by_bisection, k)), abs=1e-12)
+    assert float(signed_residual(p, q, rho, k).min()) > -1e-12
+    acceptance = KSeq().acceptance(draft, target, k)
+    assert KSeq().acceptance(draft, target, k // 2) - 1e-12 <= acceptance <= 1
+    assert acceptance <= optimal_acceptance(draft, target, k) + 1e-12
+    assert acceptance >= float(guarantee(p, q, k)) - 1e-12
+
+
+def test_a_tiny_overlap_keeps_its_digits():
+    """beta = 1e-12: 1 - (1 - beta)^k computed as written would be 1.00009e-12 k."""
+    draft = np.array([1 - 1e-12, 1e-12, 0.0])
+    target = np.array([0.0, 0.5, 0.5])
+    assert KSeq().acceptance(draft, target, 1) == pytest.approx(1e-12, rel=1e-9)
+    assert KSeq().acceptance(draft, target, 1000) == pytest.approx(1e-9, rel=1e-6)
+
+
+def test_a_token_the_target_never_says_is_never_selected():
+    draft, target = np.array([0.9, 0.1, 0.0]), np.array([0.0, 0.2, 0.8])
+    tokens = np.zeros((50_000, 3), dtype=int)
+    assert (KSeq().select(draft, target, tokens, 0).token != 0).all()
+    assert not KSeq().select(draft, target, tokens, 0).accepted.any()
