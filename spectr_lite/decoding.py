@@ -6,7 +6,8 @@ One iteration at a context x, with K drafted sequences of length L:
     3. select  alive = all K; for i = 1..L: Y_i from the rule on the alive drafts' i-th tokens, with
                repeats; alive = those whose i-th token is Y_i; stop when none is left
     4. extend  drafts alive after L tokens: one more token from the large model's law there
-It emits 1 to L + 1 tokens, distributed as if the large model had written them one by one.
+It emits 1 to L + 1 tokens, distributed as if the large model had written them one by one. A rule
+that judges whole paths, such as block verification, does 3 and 4 in its own way.
 K = 0 is autoregressive decoding, K = 1 speculative decoding, K > 1 SpecTr.
 
 Source: Algorithm 3 and Theorem 2 of SpecTr (arXiv 2310.15141).
@@ -32,6 +33,7 @@ from spectr_lite import verifiers
 from spectr_lite.distributions import as_generator, check_count, sample
 from spectr_lite.laws import IID
 from spectr_lite.verifiers import Verifier
+from spectr_lite.verifiers.tree import TreeVerifier
 
 PROMPT_PIECE = 256  # tokens of a prompt read in one call
 
@@ -238,9 +240,8 @@ def _iterations(
         else:
             drafted, draft_laws = state.tokens.new_empty(len(prompts), 0, 0), None
         logits = score_paths(target, caches[0], state, tree, drafted)
-        block, accepted, path = select_block(
-            rule, drafted, draft_laws, logits, temperature, generator
-        )
+        select = verify_paths if isinstance(rule, TreeVerifier) and tree.num_drafts else walk_down
+        block, accepted, path = select(rule, drafted, draft_laws, logits, temperature, generator)
         kept = commit(state, caches, tree, block, accepted, path, stop_tokens)
 
         counts = torch.stack([accepted, path, kept, state.done.long(), state.length], 1)
@@ -291,7 +292,7 @@ def score_paths(
     return _call(target, cache, state, tree, node, torch.cat([root, drafted.flatten(1)], 1))
 
 
-def select_block(
+def walk_down(
     rule: Verifier,
     drafted: Tensor,
     draft_laws: Tensor | None,
@@ -299,7 +300,8 @@ def select_block(
     temperature: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps 3 and 4. The block (B, L+1), how many of it were drafted (B,), and their path (B,).
+    """Steps 3 and 4, by a token rule. The block (B, L+1), -1 behind its end; how many of its tokens
+    were drafted (B,); a path that holds them (B,).
 
     A row that has stopped runs on, unread, with one draft: no rule is asked about no drafts at all.
     """
@@ -327,6 +329,22 @@ def select_block(
         block[:, -1] = torch.where(running, bonus, block[:, -1])
     behind = torch.arange(draft_length + 1, device=block.device) > accepted[:, None]
     return block.masked_fill(behind, -1), accepted, path
+
+
+def verify_paths(
+    rule: TreeVerifier,
+    drafted: Tensor,
+    draft_laws: Tensor,
+    logits: Tensor,
+    temperature: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Steps 3 and 4, by a rule that judges whole paths and so reads the law at every node."""
+    laws = next_law(logits, temperature)
+    root, behind = laws[:, None, :1], laws[:, 1:].unflatten(1, drafted.shape[1:])
+    target_laws = torch.cat([root.expand(-1, drafted.shape[1], -1, -1), behind], 2)
+    block = rule.pick_block(draft_laws, target_laws, drafted, generator)
+    return block.tokens, block.accepted, block.path
 
 
 def commit(

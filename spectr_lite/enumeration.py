@@ -11,6 +11,8 @@ When the rule is lossless the block, finished by the target to L + 1 tokens, has
 joint law. That is Theorem 2 of SpecTr (arXiv 2310.15141); comparing the two arrays checks it, to
 rounding, for the models at hand.
 
+A rule that judges whole paths has no such M: for it every drafted tree is listed instead.
+
 A model is any function from a prefix (a tuple of token ids) to the law of the next token, such as
 `MarkovModel.next_law`.
 """
@@ -25,7 +27,7 @@ import torch
 from spectr_lite import verifiers
 from spectr_lite.distributions import ArrayLike, check_count, check_pair
 from spectr_lite.laws import IID
-from spectr_lite.verifiers import Verifier
+from spectr_lite.verifiers import Verifier, tree
 
 NextLaw = Callable[[tuple[int, ...]], ArrayLike]
 
@@ -48,7 +50,11 @@ def block_law(
     context: Sequence[int] = (),
 ) -> np.ndarray:
     """The law of one turn's block, finished by the target to L + 1 tokens, shape (V,) * (L + 1)."""
-    outcomes = _outcomes(target, draft, verifier)
+    num_drafts, draft_length = _check_tree(num_drafts, draft_length)
+    rule = verifiers.get(verifier)
+    if isinstance(rule, tree.TreeVerifier) and num_drafts:
+        return tree.block_law(target, draft, rule, num_drafts, draft_length, context)[0]
+    outcomes = _outcomes(target, draft, rule)
 
     def law(prefix: tuple[int, ...], k: int, left: int) -> np.ndarray:
         if k == 0 or left == 0:
@@ -60,7 +66,7 @@ def block_law(
             ]
         )
 
-    return law(tuple(context), *_check_tree(num_drafts, draft_length))
+    return law(tuple(context), num_drafts, draft_length)
 
 
 def expected_tokens(
@@ -72,7 +78,13 @@ def expected_tokens(
     context: Sequence[int] = (),
 ) -> float:
     """The expected number of tokens that one turn emits: between 1 and L + 1."""
-    outcomes = _outcomes(target, draft, verifier)
+    num_drafts, draft_length = _check_tree(num_drafts, draft_length)
+    rule = verifiers.get(verifier)
+    if num_drafts == 0:
+        return 1.0
+    if isinstance(rule, tree.TreeVerifier):
+        return 1 + tree.block_law(target, draft, rule, num_drafts, draft_length, context)[1]
+    outcomes = _outcomes(target, draft, rule)
 
     def emitted(prefix: tuple[int, ...], k: int, left: int) -> float:
         if k == 0 or left == 0:
@@ -84,16 +96,14 @@ def expected_tokens(
             if j and mass
         )
 
-    num_drafts, draft_length = _check_tree(num_drafts, draft_length)
-    return float(emitted(tuple(context), num_drafts, draft_length)) if num_drafts else 1.0
+    return float(emitted(tuple(context), num_drafts, draft_length))
 
 
 def _outcomes(
-    target: NextLaw, draft: NextLaw, verifier: str | Verifier
+    target: NextLaw, draft: NextLaw, rule: Verifier
 ) -> Callable[[tuple[int, ...], int], np.ndarray]:
     """M(y, j) at (prefix, k), shape (V, k + 1). Nodes with equal laws share one table: on a Markov
     model that is one table per last token and k."""
-    rule = verifiers.get(verifier)
     tables: dict[tuple[bytes, bytes, int], np.ndarray] = {}
 
     def outcomes(prefix: tuple[int, ...], k: int) -> np.ndarray:

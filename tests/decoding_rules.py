@@ -12,7 +12,7 @@ from spectr_lite.laws import IID
 WRONG = [Deduplicated(), RhoOne(), PlainResidual(), StaleCount()]
 
 
-def token_rules() -> Iterator[tuple[str, int]]:
+def decoding_rules() -> Iterator[tuple[str, int]]:
     """(name, K) for every rule that decodes from i.i.d. drafts, with every K <= 3 that it takes."""
     for name in verifiers.names():
         rule = verifiers.get(name)

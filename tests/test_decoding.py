@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from decoding_rules import WRONG, token_rules
+from decoding_rules import WRONG, decoding_rules
 
 from spectr_lite import verifiers
 from spectr_lite.decoding import Tree, decode, generate
@@ -14,6 +14,7 @@ from spectr_lite.models import load_pair
 from spectr_lite.models.markov import worked_pair
 from spectr_lite.models.transformer import KVCache, Transformer, TransformerConfig
 from spectr_lite.stats import chi_square
+from spectr_lite.verifiers.tree import TreeVerifier
 
 FALSE_ALARM = 1e-6  # of each statistical test; seeds are fixed, so a failure stays one
 START = 3  # the start token of the worked chain
@@ -116,6 +117,40 @@ def test_every_law_shown_to_the_rule_is_the_law_of_the_text_so_far(
     assert [len(text) for text in texts] == [len(prompt) + 40 for prompt in PROMPTS]
 
 
+class PathSpy(TreeVerifier):
+    """Optimal selection with block verification, noting what it is asked."""
+
+    def conditional_block(self, draft_laws, target_laws, paths):
+        return verifiers.get("optimal-block").conditional_block(draft_laws, target_laws, paths)
+
+    def pick_block(self, draft_laws, target_laws, paths, generator):
+        self.asked = draft_laws, target_laws, paths
+        return verifiers.get("optimal-block").pick_block(draft_laws, target_laws, paths, generator)
+
+
+def test_every_law_shown_to_a_rule_for_paths_is_the_law_of_its_path(tiny_pair):
+    target, draft = tiny_pair
+    spy = PathSpy()
+    texts = [list(prompt) for prompt in PROMPTS]
+    settings = {"num_drafts": 2, "draft_length": 3, "max_new_tokens": 15, "temperature": 0.8}
+    for turn in decode(target, draft, PROMPTS, verifier=spy, generator=0, **settings):
+        draft_laws, target_laws, paths = spy.asked
+        assert (paths == turn.drafted).all()
+        for row, text in enumerate(texts):
+            for j, path in enumerate(paths[row].tolist()):
+                for i in range(4):
+                    context = [*text, *path[:i]]
+                    if not turn.active[row] or len(context) >= len(PROMPTS[row]) + 15:
+                        continue
+                    law = reread(target, context, 0.8)
+                    torch.testing.assert_close(target_laws[row, j, i], law, rtol=0, atol=1e-11)
+                    if i < 3:
+                        law = reread(draft, context, 0.8)
+                        torch.testing.assert_close(draft_laws[row, j, i], law, rtol=0, atol=1e-11)
+            text += turn.tokens(row)
+    assert [len(text) for text in texts] == [len(prompt) + 15 for prompt in PROMPTS]
+
+
 def test_tree_mask_by_hand():
     """K = 2 paths of L = 2 behind a prefix of 2; slots: prefix, root, a1 a2, b1 b2."""
     mask = Tree(2, 2).mask(torch.arange(5), torch.tensor([3]), span=7)
@@ -172,7 +207,17 @@ def joint_counts(run, vocabulary, length):
 
 @pytest.mark.parametrize(
     ("verifier", "num_drafts", "draft_length"),
-    [("kseq", 0, 1), ("coupling", 1, 2), ("kseq", 1, 4), ("kseq", 2, 1), ("kseq", 3, 2)],
+    [
+        ("kseq", 0, 1),
+        ("coupling", 1, 2),
+        ("kseq", 1, 4),
+        ("kseq", 2, 1),
+        ("kseq", 3, 2),
+        ("block", 1, 2),
+        ("traversal", 2, 2),
+        ("multipath-block", 2, 2),
+        ("optimal-block", 3, 2),
+    ],
 )
 def test_text_follows_the_target(verifier, num_drafts, draft_length):
     target, draft = worked_pair()
@@ -283,7 +328,7 @@ def test_text_of_the_bundled_pair_follows_its_target(bundled, num_drafts):
 # --- greedy decoding ---
 
 
-@pytest.mark.parametrize(("verifier", "num_drafts"), list(token_rules()))
+@pytest.mark.parametrize(("verifier", "num_drafts"), list(decoding_rules()))
 def test_temperature_0_is_greedy_decoding(tiny_pair, verifier, num_drafts):
     target, draft = tiny_pair
     plain = generate(target, None, PROMPTS, num_drafts=0, max_new_tokens=30, temperature=0)

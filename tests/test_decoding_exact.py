@@ -7,12 +7,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from decoding_rules import WRONG, token_rules
+from decoding_rules import WRONG, decoding_rules
 from wrong_variants import StaleCount
 
 from spectr_lite import verifiers
 from spectr_lite.enumeration import block_law, expected_tokens, joint_law
 from spectr_lite.models.markov import MarkovModel, worked_pair
+from spectr_lite.verifiers import tree
 
 
 def context_free(law):
@@ -74,7 +75,7 @@ def test_limits_of_block_efficiency():
 # --- losslessness, for every registered rule ---
 
 
-@pytest.mark.parametrize(("name", "num_drafts"), list(token_rules()))
+@pytest.mark.parametrize(("name", "num_drafts"), list(decoding_rules()))
 @pytest.mark.parametrize("vocabulary", [2, 3])
 def test_block_has_the_target_law(name, num_drafts, vocabulary):
     target, draft = random_chain(vocabulary, seed=1), random_chain(vocabulary, seed=2)
@@ -87,7 +88,7 @@ def test_block_has_the_target_law(name, num_drafts, vocabulary):
             assert np.abs(found - expected).max() < 1e-12
 
 
-@pytest.mark.parametrize(("name", "num_drafts"), list(token_rules()))
+@pytest.mark.parametrize(("name", "num_drafts"), list(decoding_rules()))
 def test_zero_probabilities_and_equal_models_stay_lossless(name, num_drafts):
     draft = MarkovModel([[0, 0.5, 0.5], [1, 0, 0], [0.2, 0.3, 0.5]], [0.5, 0, 0.5])
     target = MarkovModel([[0.5, 0, 0.5], [1, 0, 0], [0, 1, 0]], [0, 0.5, 0.5])
@@ -146,6 +147,22 @@ def test_recursion_equals_the_literal_algorithm(vocabulary, num_drafts, rule):
     law, expected = literal_algorithm(target, draft, rule, num_drafts, 2)
     assert np.abs(block_law(target, draft, rule, num_drafts, 2) - law).max() < 1e-14
     assert expected_tokens(target, draft, rule, num_drafts, 2) == pytest.approx(expected, abs=1e-13)
+
+
+@pytest.mark.parametrize("num_drafts", [1, 2])
+def test_recursion_equals_the_listing_of_all_paths(num_drafts):
+    target, draft = random_chain(3, 5).next_law, random_chain(3, 6).next_law
+    rule = verifiers.get("kseq")
+    law, accepted = tree.block_law(target, draft, rule, num_drafts, 3)
+    assert np.abs(block_law(target, draft, rule, num_drafts, 3) - law).max() < 1e-14
+    assert expected_tokens(target, draft, rule, num_drafts, 3) == pytest.approx(1 + accepted)
+
+
+def test_block_verification_accepts_more_than_token_verification():
+    """The known values 10/9 and 11/9 accepted tokens (arXiv 2403.10444)."""
+    target, draft = context_free([1 / 3, 2 / 3]), context_free([2 / 3, 1 / 3])
+    assert expected_tokens(target, draft, "coupling", 1, 2) == pytest.approx(19 / 9, abs=1e-12)
+    assert expected_tokens(target, draft, "block", 1, 2) == pytest.approx(20 / 9, abs=1e-12)
 
 
 # --- wrong variants: what these tests would say of a biased rule ---
