@@ -11,10 +11,12 @@ import torch
 
 from spectr_lite import environment, models, verifiers
 from spectr_lite.decoding import Generation, Iteration, decode
+from spectr_lite.laws import IID
 from spectr_lite.rendering import LEGEND, TextStream, to_ansi
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    rules = [name for name in verifiers.names() if IID in verifiers.get(name).valid_for]
     parser.add_argument("--prompt", required=True, help="the text to continue")
     parser.add_argument(
         "--pair",
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verifier",
         default="kseq",
-        help=f"selection rule, one of {', '.join(verifiers.names())} (default: %(default)s)",
+        help=f"selection rule: {', '.join(rules)} (default: %(default)s)",
     )
     parser.add_argument(
         "-K",
@@ -46,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=None, help="for the same text every time")
     parser.add_argument(
-        "--device", default=None, help="cpu or cuda (default: cuda if there is one)"
+        "--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU"
     )
     parser.add_argument(
         "--show-drafts", action="store_true", help="list every drafted sequence, turn by turn"
