@@ -58,7 +58,8 @@ CONFIG = {
     # Vocabulary and drafts, by size. A program over the limit is recorded, and larger ones left out.
     "program_limit_seconds": 60,
     "programs": {
-        "literal": [[10, 2], [20, 2], [30, 2], [40, 2], [20, 3], [60, 2], [25, 3], [80, 2], [100, 2], [30, 3]],
+        "literal": [[10, 2], [20, 2], [30, 2], [40, 2], [20, 3], [60, 2], [25, 3], [80, 2],
+                    [100, 2], [30, 3]],
         "reduced": [[20, 2], [50, 2], [10, 4], [20, 3], [100, 2], [30, 3], [170, 2], [20, 4], [45, 3],
                     [10, 5]],
     },
