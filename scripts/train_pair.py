@@ -50,7 +50,7 @@ VOCABULARY = 4096
 CONTEXT = 512
 TARGET = TransformerConfig(VOCABULARY, 256, 6, 4, 4, 688, CONTEXT)
 DRAFT = TransformerConfig(VOCABULARY, 128, 3, 4, 4, 344, CONTEXT)
-HELD_BACK = 64  # of the target's own texts: for evaluation, not for distillation
+HELD_BACK = 32  # of the target's own texts: for evaluation, not for distillation
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ class Settings:
     # The text is read four times over: dropout for the target; the draft is too small to overfit.
     fit_target: Fit = Fit(steps=2000, learning_rate=1.5e-3, dropout=0.1, period=3200, cooldown=500)
     fit_draft: Fit = Fit(steps=2500, learning_rate=3e-3)
-    fit_distil: Fit = Fit(steps=1000, learning_rate=1.5e-3, batch=4)
+    fit_distil: Fit = Fit(steps=600, learning_rate=1.5e-3, batch=4)
     # Distillation: half of a batch comes from the texts that the target wrote; the last fifth of
     # the steps minimises the acceptance lost itself.
-    sampled_texts: int = 512
+    sampled_texts: int = 256
     total_variation_from: float = 0.8
     data_sha256: str = SHA256
     split: dict[str, list[str]] = field(default_factory=dict)
