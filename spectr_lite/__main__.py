@@ -93,10 +93,10 @@ def _read(file: Path, kind: str) -> dict[str, Any]:
         table = np.asarray([[float(cell) for cell in line.split(",")] for line in lines])
         # One column is one distribution, as is one row.
         return {"": table.ravel() if 1 in table.shape else table}
-    content = np.load(file, allow_pickle=False)
-    if isinstance(content, np.ndarray):
-        return {"": content}
-    with content:
+    with file.open("rb") as stream:
+        content = np.load(stream, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return {"": content}
         return {name: content[name] for name in content.files}
 
 

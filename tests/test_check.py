@@ -1,0 +1,411 @@
+"""The two questions of `spectr_lite.check`, asked of good rules, bad rules and strangers."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from wrong_variants import KNOWN_BIAS
+
+from spectr_lite import check, verifiers
+from spectr_lite import distributions as D
+from spectr_lite.check import compare, lossless, token_rules
+from spectr_lite.transport import optimal_acceptance
+from spectr_lite.verifiers import Verifier
+from spectr_lite.verifiers.kseq import KSeq
+
+# --- strangers: classes that know nothing of this package ---
+
+
+class TargetSampler:
+    """Lossless: draws from the target and looks at nothing."""
+
+    def acceptance(self, draft, target, k):
+        return (target * (1 - (1 - draft) ** k)).sum()
+
+    def select(self, draft, target, tokens, generator):
+        assert isinstance(draft, np.ndarray)
+        assert isinstance(tokens, np.ndarray)
+        return generator.choice(len(target), size=len(tokens), p=target)
+
+
+class KeepFirst:
+    """Biased: always keeps the first draft."""
+
+    name = "keep first"
+
+    def acceptance(self, draft, target, k):
+        return 1.0
+
+    def select(self, draft, target, tokens, generator):
+        return tokens[:, 0]
+
+
+class TorchSampler:
+    """Lossless, and speaks torch; says what it thinks its law is."""
+
+    def acceptance(self, draft, target, k):
+        return (target * (1 - (1 - draft) ** k)).sum()
+
+    def select(self, draft, target, tokens, generator):
+        assert isinstance(draft, torch.Tensor)
+        token = D.sample(target, generator, count=len(tokens))
+        return verifiers.Selection(token, (tokens == token[:, None]).any(-1))
+
+    def output_distribution(self, draft, target, k):
+        return target
+
+
+class Boaster(KeepFirst):
+    """Biased, and claims it is not."""
+
+    def output_distribution(self, draft, target, k):
+        return target
+
+
+class TwoFaced(KSeq):
+    """Exact by enumeration; its `pick` forgets the residual."""
+
+    def pick(self, draft, target, tokens, generator):
+        chosen = super().pick(draft, target, tokens, generator)
+        return torch.where((tokens == chosen[..., None]).any(-1), chosen, tokens[..., 0])
+
+
+class RareToken(Verifier):
+    """Says one rare token in a thousand times; the target says it once in a billion."""
+
+    def conditional(self, draft, target, tokens):
+        law = target.expand(*tokens.shape[:-1], -1) * 0.999
+        return law + 0.001 * (torch.arange(law.shape[-1]) == 1)
+
+
+# --- the table ---
+
+
+def test_rows_hold_what_the_rules_say():
+    draft, target = D.five_tokens()
+    table = compare(draft, target, ks=(1, 2), verifiers=["kseq", "optimal"])
+    assert [(row.verifier, row.k) for row in table.rows] == [
+        ("kseq", 1),
+        ("kseq", 2),
+        ("optimal", 1),
+        ("optimal", 2),
+    ]
+    for row in table.rows:
+        rule = verifiers.get(row.verifier)
+        assert row.acceptance == pytest.approx(rule.acceptance(draft, target, row.k))
+        assert row.optimum == pytest.approx(optimal_acceptance(draft, target, row.k))
+        assert row.gap == pytest.approx(row.optimum - row.acceptance, abs=1e-15)
+        assert row.ratio == pytest.approx(row.acceptance / row.optimum)
+        assert row.total_variation < 1e-12
+
+
+def test_rules_are_compared_with_the_optimum_of_their_own_draft_law():
+    draft, target = D.five_tokens()
+    table = compare(draft, target, ks=(2,), verifiers=["recursive-wor", "spechub"])
+    for row in table.rows:
+        law = verifiers.get(row.verifier).default_law
+        assert row.optimum == pytest.approx(optimal_acceptance(draft, target, 2, law=law))
+
+
+def test_every_token_rule_is_listed_unless_some_are_asked_for():
+    rows = compare(*D.three_tokens(), ks=(1, 2)).rows
+    assert {row.verifier for row in rows} == set(token_rules())
+    assert not {"block", "traversal"} & set(token_rules())
+    assert ("coupling", 2) not in {(row.verifier, row.k) for row in rows}
+    assert all(row.total_variation < 1e-12 for row in rows)
+    assert all(row.gap > -1e-12 for row in rows)
+
+
+def test_names_instances_classes_and_strangers():
+    rows = compare(
+        *D.five_tokens(),
+        ks=[2],
+        verifiers=["kseq", KSeq(rho=2.0), KSeq, TargetSampler, KeepFirst()],
+    ).rows
+    assert [row.verifier for row in rows] == [
+        "kseq", "kseq", "kseq", "TargetSampler", "keep first",
+    ]  # fmt: skip
+    assert rows[0] == rows[2]
+    assert rows[1].acceptance < rows[0].acceptance
+    assert rows[3].total_variation is None
+    assert rows[4].gap < 0
+    assert compare(*D.five_tokens(), ks=2, verifiers="kseq").rows == rows[:1]
+
+
+def test_a_law_too_large_is_a_dash():
+    table = compare(*D.zipf(3_000), ks=(2,), verifiers=["kseq", "recursive-wor"])
+    assert [row.total_variation for row in table.rows] == [None, None]
+    assert table.rows[0].acceptance is not None
+    assert table.rows[1].acceptance is None  # no closed form, and too large to enumerate
+    assert table.rows[1].gap is table.rows[1].ratio is None
+    optimum = f"{table.rows[1].optimum:.6f}"
+    assert str(table).splitlines()[-1].split() == f"recursive-wor 2 – {optimum} – – –".split()
+
+
+def test_several_pairs_give_means():
+    rows = [D.dirichlet(4, seed=seed) for seed in range(3)]
+    draft, target = (np.stack(side) for side in zip(*rows, strict=True))
+    table = compare(draft, target, ks=(2,), verifiers=["kseq", TargetSampler])
+    assert table.pairs == 3
+    assert "means over 3 pairs, and the largest TV" in str(table)
+    for index, rule in enumerate(("kseq", TargetSampler)):
+        single = [compare(p, q, ks=(2,), verifiers=[rule]).rows[0] for p, q in rows]
+        for field in ("acceptance", "optimum", "gap"):
+            expected = np.mean([getattr(row, field) for row in single])
+            assert getattr(table.rows[index], field) == pytest.approx(expected)
+
+
+def test_nothing_in_common_is_no_division_by_zero():
+    disjoint = np.array([[1.0, 0.0], [0.0, 1.0]])
+    row = compare(disjoint[0], disjoint[1], ks=(2,), verifiers=["kseq"]).rows[0]
+    assert (row.acceptance, row.optimum, row.gap, row.ratio) == (0, 0, 0, 1)
+
+
+def test_the_table_as_text():
+    text = str(compare(*D.kseq_worst_case(), ks=(2,), verifiers=["kseq"]))
+    lines = text.splitlines()
+    assert lines[0] == "P(Y in S) against the optimum, V = 2"
+    assert lines[2].split("  ")[0] == "verifier"
+    assert re.split(r"\s{2,}", lines[4])[:6] == [
+        "kseq", "2", "0.888889", "1.000000", "0.111111", "0.888889",
+    ]  # fmt: skip
+
+
+def test_the_table_as_html():
+    class Hostile(KeepFirst):
+        name = "<b>"
+
+    page = compare(*D.five_tokens(), ks=(2,), verifiers=["kseq", Hostile])._repr_html_()
+    assert page.count("<caption>") == 1
+    assert page.count('<th scope="col">') == 7
+    assert page.count('<th scope="row">') == 2
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert "style" not in page
+
+
+def test_the_table_as_json():
+    table = compare(*D.five_tokens(), ks=(2,), verifiers=["kseq", KeepFirst])
+    found = json.loads(table.to_json())
+    assert found["pairs"] == 1
+    assert found["vocabulary"] == 5
+    assert found["rows"][0]["verifier"] == "kseq"
+    assert found["rows"][0]["acceptance"] == table.rows[0].acceptance
+    assert found["rows"][1]["total_variation"] is None
+
+
+# --- the verdict ---
+
+
+@pytest.mark.parametrize("name", verifiers.names())
+def test_every_registered_rule_is_found_lossless(name):
+    k = next(k for k in (3, 2, 1) if check.is_defined(name, k))
+    verdict = lossless(name, *D.five_tokens(), k, samples=20_000, generator=0)
+    assert verdict.lossless, str(verdict)
+    assert verdict.total_variation < 1e-12
+    assert verdict.p_value > verdict.false_alarm
+    assert verdict.agreement > verdict.false_alarm
+    assert verdict.over == verdict.under == ()
+    assert verdict.acceptance == pytest.approx(verdict.sampled_acceptance, abs=0.02)
+    assert f"{name}, k={k}: lossless" in str(verdict)
+
+
+@pytest.mark.parametrize(("variant", "k", "bias"), KNOWN_BIAS)
+def test_wrong_variants_are_flagged_by_samples_alone_too(variant, k, bias, monkeypatch):
+    draft, target = D.five_tokens()
+    verdict = lossless(variant, draft, target, k, generator=0)
+    assert not verdict.lossless
+    assert verdict.total_variation == pytest.approx(bias, abs=6e-5)
+    assert verdict.p_value < verdict.false_alarm
+    assert verdict.agreement > verdict.false_alarm
+    monkeypatch.setattr(check, "EXACT_LIMIT", 0)
+    verdict = lossless(variant, draft, target, k, generator=1)
+    assert not verdict.lossless
+    assert verdict.total_variation is verdict.agreement is None
+    assert verdict.sampled == pytest.approx(bias, abs=4 * verdict.noise)
+    law = variant().output_distribution(draft, target, k)
+    worst = int(np.abs(law - target).argmax())
+    assert worst == (verdict.over if law[worst] > target[worst] else verdict.under)[0].token
+    for error in verdict.over:
+        assert law[error.token] > target[error.token]
+    for error in verdict.under:
+        assert law[error.token] < target[error.token]
+
+
+def test_strangers_are_judged_too():
+    draft, target = D.five_tokens()
+    assert lossless(TargetSampler, draft, target, 3, samples=50_000, generator=0).lossless
+    verdict = lossless(KeepFirst(), draft, target, 3, samples=50_000, generator=0)
+    assert not verdict.lossless
+    assert verdict.sampled == pytest.approx(np.abs(draft - target).sum() / 2, abs=0.01)
+    assert verdict.over[0].token == 0
+    assert verdict.under[0].token == 4
+    assert "keep first, k=3: NOT lossless" in str(verdict)
+    assert "said too often: 0 (0.39" in str(verdict)
+    assert "said too rarely: 4 (0.05" in str(verdict)
+    assert "not enumerated" in str(verdict)
+
+
+def test_a_stranger_that_speaks_torch_is_spoken_to_in_torch():
+    draft, target = (torch.tensor(side) for side in D.five_tokens())
+    verdict = lossless(TorchSampler, draft, target, 2, samples=50_000, generator=0)
+    assert verdict.lossless
+    assert verdict.total_variation == 0
+
+
+@pytest.mark.parametrize("rule", [Boaster, TwoFaced])
+def test_a_rule_that_does_not_do_what_it_says_is_caught(rule):
+    verdict = lossless(rule, *D.five_tokens(), 2, samples=50_000, generator=0)
+    assert verdict.total_variation < 1e-12
+    assert not verdict.lossless
+    assert verdict.agreement < verdict.false_alarm
+    assert "disagrees with the rule's own output_distribution" in str(verdict)
+
+
+def test_one_rare_token_said_too_often_is_seen(monkeypatch):
+    """Chi-square pools it with its neighbours; its own binomial tail does not."""
+    monkeypatch.setattr(check, "EXACT_LIMIT", 0)
+    draft, target = np.array([0.5, 0.5]), np.array([1 - 1e-9, 1e-9])
+    verdict = lossless(RareToken, draft, target, 2, samples=50_000, generator=0)
+    assert not verdict.lossless
+    assert verdict.over[0].token == 1
+
+
+def test_one_hot_targets_can_be_judged():
+    draft, target = np.array([0.5, 0.5, 0.0]), np.array([1.0, 0.0, 0.0])
+    assert lossless("kseq", draft, target, 2, samples=10_000, generator=0).lossless
+    assert not lossless(KeepFirst, draft, target, 2, samples=10_000, generator=0).lossless
+
+
+def test_laws_without_enough_tokens_are_judged():
+    draft, target = D.bernoulli(0.3, 0.6)
+    assert lossless("recursive-wor", draft, target, 4, samples=10_000, generator=0).lossless
+
+
+def test_several_pairs_are_judged_together():
+    rows = [D.dirichlet(4, seed=seed) for seed in range(5)]
+    draft, target = (np.stack(side) for side in zip(*rows, strict=True))
+    verdict = lossless("kseq", draft, target, 2, samples=50_004, generator=0)
+    assert verdict.lossless
+    assert verdict.samples == 50_000
+    assert not lossless(KeepFirst, draft, target, 2, samples=50_000, generator=0).lossless
+    # Two pairs with opposite errors: their sum would look right.
+    swapped = np.array([[0.3, 0.7], [0.7, 0.3]])
+    verdict = lossless(KeepFirst, swapped, swapped[::-1].copy(), 2, samples=20_000, generator=0)
+    assert not verdict.lossless
+
+
+def test_a_large_vocabulary_is_sampled_in_pieces():
+    draft, target = (torch.tensor(side).float() for side in D.zipf(32_000, seed=1))
+    verdict = lossless("coupling", draft, target, 1, generator=0)
+    assert verdict.samples == 6_250
+    assert verdict.lossless
+    assert verdict.total_variation is None
+    assert not lossless(KeepFirst, draft, target, 1, samples=4_000, generator=0).lossless
+
+
+def test_a_seed_repeats_the_verdict():
+    first, again, other = (
+        lossless("kseq", *D.five_tokens(), 2, samples=5_000, generator=seed) for seed in (3, 3, 4)
+    )
+    assert first == again
+    assert first != other
+    verdict = lossless(TargetSampler, *D.five_tokens(), 2, samples=5_000, generator=3)
+    assert verdict == lossless(TargetSampler, *D.five_tokens(), 2, samples=5_000, generator=3)
+
+
+def test_the_false_alarm_rate_is_kept():
+    """p-values of a lossless rule are uniform: 400 verdicts, a twentieth of them below 0.05."""
+    draft, target = D.dirichlet(6, 2.0, 0)
+    p_values = [
+        lossless("target-only", draft, target, 2, samples=2_000, generator=seed).p_value
+        for seed in range(400)
+    ]
+    assert abs(np.mean(np.array(p_values) < 0.05) - 0.05) < 4 * (0.05 * 0.95 / 400) ** 0.5
+
+
+def test_a_verdict_becomes_json():
+    verdict = lossless(KeepFirst, *D.five_tokens(), 2, samples=2_000, generator=0)
+    found = json.loads(json.dumps(verdict.to_dict()))
+    assert found["lossless"] is False
+    assert found["over"][0]["token"] == 0
+
+
+# --- what is refused ---
+
+
+class NeedsArguments:
+    def __init__(self, size):
+        self.size = size
+
+
+class Crashes(KeepFirst):
+    def select(self, draft, target, tokens, generator):
+        raise KeyError("no such token")
+
+
+class WrongShape(KeepFirst):
+    def select(self, draft, target, tokens, generator):
+        return tokens
+
+
+class Floats(KeepFirst):
+    def select(self, draft, target, tokens, generator):
+        return tokens[:, 0].astype(float)
+
+
+class OutOfRange(KeepFirst):
+    def select(self, draft, target, tokens, generator):
+        return tokens[:, 0] + 3
+
+
+class WrongLaw(KeepFirst):
+    def output_distribution(self, draft, target, k):
+        return target[:2]
+
+
+@pytest.mark.parametrize(
+    ("rule", "error", "message"),
+    [
+        ("best", ValueError, r"verifier: no rule named 'best'"),
+        (object(), TypeError, r"verifier: <object.* has no method 'acceptance'.*kseq"),
+        (NeedsArguments, TypeError, r"verifier: NeedsArguments cannot be made without arguments"),
+        (Verifier, TypeError, r"verifier: Verifier cannot be made without arguments"),
+        (Crashes, RuntimeError, r"verifier: keep first\.select raised KeyError: 'no such token'"),
+        (
+            WrongShape,
+            ValueError,
+            r"verifier: .*\.select answered int64 of shape \(100, 2\).*\(100,\)",
+        ),
+        (Floats, ValueError, r"verifier: .*\.select answered float64"),
+        (OutOfRange, ValueError, r"verifier: .*\.select answered token [5-7].*ids 0 to 4"),
+        (WrongLaw, ValueError, r"verifier: .*output_distribution has shape \(2,\).*\(5,\)"),
+    ],
+)
+def test_rules_that_cannot_be_asked(rule, error, message):
+    with pytest.raises(error, match=message):
+        lossless(rule, *D.five_tokens(), 2, samples=100, generator=0)
+
+
+def test_other_bad_arguments():
+    draft, target = D.five_tokens()
+    with pytest.raises(ValueError, match=r"k: found 0"):
+        compare(draft, target, ks=(2, 0))
+    with pytest.raises(ValueError, match=r"k: found 0"):
+        lossless("kseq", draft, target, 0)
+    with pytest.raises(TypeError, match=r"k: expected a whole number, found 1\.5"):
+        compare(draft, target, ks=[1.5])
+    with pytest.raises(ValueError, match=r"verifiers: 'coupling' is not defined for k in \[2, 4\]"):
+        compare(draft, target, ks=(2, 4), verifiers=["coupling"])
+    with pytest.raises(ValueError, match=r"k: 'coupling' is not defined for k=2"):
+        lossless("coupling", draft, target, 2)
+    with pytest.raises(ValueError, match=r"samples: found 0"):
+        lossless("kseq", draft, target, 2, samples=0)
+    with pytest.raises(ValueError, match=r"target: entry \[0\] is -0\.5"):
+        compare(draft, [-0.5, 1.5, 0, 0, 0])
+    with pytest.raises(ValueError, match=r"draft: shape \(0, 5\) holds no pair"):
+        compare(np.zeros((0, 5)), np.zeros((0, 5)))
