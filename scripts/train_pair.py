@@ -81,7 +81,7 @@ class Settings:
     # The text is read four times over: dropout for the target; the draft is too small to overfit.
     fit_target: Fit = Fit(steps=2000, learning_rate=1.5e-3, dropout=0.1, period=3200, cooldown=500)
     fit_draft: Fit = Fit(steps=2500, learning_rate=3e-3)
-    fit_distil: Fit = Fit(steps=600, learning_rate=1.5e-3, batch=4)
+    fit_distil: Fit = Fit(steps=400, learning_rate=1.5e-3, batch=4)
     # Distillation: half of a batch comes from the texts that the target wrote; the last fifth of
     # the steps minimises the acceptance lost itself.
     sampled_texts: int = 256
