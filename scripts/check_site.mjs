@@ -65,13 +65,19 @@ function inspect() {
   for (const e of broken) problems.push(`MathJax: ${e.dataset?.mjxError ?? e.textContent}`);
   const unset = [...article.querySelectorAll(".math")].filter((e) => !e.querySelector("mjx-container"));
   for (const e of unset) problems.push(`formula not rendered: ${e.textContent.slice(0, 60)}`);
+  const edge = article.getBoundingClientRect().right + 1;
+  for (const e of article.querySelectorAll("mjx-container")) {
+    if (e.getBoundingClientRect().right > edge && !e.closest(".math[tabindex], table, .cell_output, .wide")) {
+      problems.push(`formula cut off: ${e.parentElement.textContent.slice(0, 60)}`);
+    }
+  }
   for (const e of article.querySelectorAll("img")) {
     if (!e.complete || e.naturalWidth === 0) problems.push(`image does not load: ${e.getAttribute("src")}`);
     if ((e.alt ?? "").trim().length < 8) problems.push(`image without real alt text: ${e.getAttribute("src")}`);
   }
   const copy = article.cloneNode(true);
   for (const e of copy.querySelectorAll("pre, code, script, style, mjx-container")) e.remove();
-  const raw = copy.textContent.match(/\{cite|```|:::|\{(ref|numref|prf:ref|admonition)\b|\$\$/);
+  const raw = copy.textContent.match(/\{cite|```|:::|\]\(|\{\{|\{(ref|numref|prf:ref|admonition)\b|\$\$/);
   if (raw) problems.push(`raw markup: ${raw[0]}`);
   return problems;
 }

@@ -37,7 +37,7 @@ FETCHED = {
 }
 NOT_FETCHED = {"canonical", "index", "search", "next", "prev", "author", "license"}  # <link rel>
 FETCHED_BY_CSS = re.compile(r"(?:url\(|@import\s+)['\"]?((?:https?:)?//[^'\")\s]+)")
-MARKUP = re.compile(r"\{(cite|ref|numref|eq|doc|term|prf:ref)\b|```|:::|\[@|\{admonition")
+MARKUP = re.compile(r"\{(cite|ref|numref|eq|doc|term|prf:ref)\b|```|:::|\]\(|\[@|\{\{|\{admonition")
 
 
 def pages_of_contents() -> list[str]:
@@ -102,7 +102,7 @@ def check_page(page: Path, soups: dict[Path, BeautifulSoup], tracked: set[str]) 
             problems.append(f"image {image.get('src')} has no real alt text ({alt!r})")
     for element in article.select(".system-message, .problematic, .xref.broken"):
         problems.append(f"unresolved: {element.get_text()[:80]!r}")
-    for element in article.select("pre, code, script, style"):
+    for element in article.select("pre, code, script, style, .math"):
         element.extract()
     if leftover := MARKUP.search(article.get_text()):
         problems.append(f"raw markup: {leftover.group()!r}")

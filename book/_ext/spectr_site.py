@@ -17,7 +17,7 @@ from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.environment.collectors.toctree import TocTreeCollector
 
-TO_COME = {"05-the-league", "09-the-reproduction", "10-beyond-the-paper"}
+TO_COME = {"09-the-reproduction"}
 CHAPTER = re.compile(r"notebooks/(\d\d)-")
 
 # Mark-up of docutils and MyST-NB that a screen reader trips over, and what stands there instead.
@@ -45,10 +45,12 @@ def set_theme_defaults(app: Sphinx, config: Config) -> None:
     options.setdefault("pygments_light_style", "a11y-high-contrast-light")
     options.setdefault("pygments_dark_style", "a11y-high-contrast-dark")
     config.html_context.setdefault("default_mode", "auto")
-    # {{ home }} and {{ repo }} in a page: the repository, and a file in it
-    home = options["repository_url"]
-    config.myst_substitutions.setdefault("home", home)
-    config.myst_substitutions.setdefault("repo", f"{home}/blob/{options['repository_branch']}")
+    # [text](repo:path) in a page links to a file of the repository
+    files = f"{options['repository_url']}/blob/{options['repository_branch']}/{{{{path}}}}"
+    config.myst_url_schemes = {
+        **dict.fromkeys(("http", "https", "mailto")),
+        "repo": {"url": files},
+    }
 
 
 def tidy_page(
