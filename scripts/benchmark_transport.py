@@ -55,7 +55,8 @@ CONFIG = {
     # What each job should stay below, in milliseconds.
     "goal_ms": {"optimum 50000": 15, "optimum 256000": 120, "plan-512 32000": 25, "rho 256000": 120},
     "memory": [250_000, 1_000_000, 4_000_000],
-    # Vocabulary and drafts, by size. A program over the limit is recorded, and larger ones left out.
+    # Vocabulary and drafts. A program over the limit is recorded, and larger ones with as many drafts
+    # are left out.
     "program_limit_seconds": 60,
     "programs": {
         "literal": [[10, 2], [20, 2], [30, 2], [40, 2], [20, 3], [60, 2], [25, 3], [80, 2],
@@ -307,21 +308,22 @@ def measure(folder: Path, rounds: int) -> None:
                 found = in_a_process(memory_of_optimum, (vocabulary, k))
                 write("memory", {"vocabulary": vocabulary, **found})
 
-        seen = {
-            (r["formulation"], r["vocabulary"], r["drafts"]) for r in past if r["kind"] == "program"
-        }
+        limit = CONFIG["program_limit_seconds"]
+        old = [record for record in past if record["kind"] == "program"]
+        seen = {(r["formulation"], r["vocabulary"], r["drafts"]) for r in old}
+        slow = {(r["formulation"], r["drafts"]) for r in old if (r["seconds"] or limit) >= limit}
         for formulation, sizes in CONFIG["programs"].items():
             for vocabulary, drafts in sizes:
                 key = {"formulation": formulation, "vocabulary": vocabulary, "drafts": drafts}
-                if tuple(key.values()) in seen:
+                if tuple(key.values()) in seen or (formulation, drafts) in slow:
                     continue
-                limit = CONFIG["program_limit_seconds"] + 15  # the process starts and loads first
-                found = in_a_process(one_program, (vocabulary, drafts, formulation), limit)
+                patience = limit + 15  # the process starts and loads first
+                found = in_a_process(one_program, (vocabulary, drafts, formulation), patience)
                 size = transport.lp_size(vocabulary, drafts, formulation)
                 write("program", {**key, **(found or {"variables": size, "seconds": None})})
                 print(formulation, vocabulary, drafts, found, flush=True)
-                if found is None or found["seconds"] > CONFIG["program_limit_seconds"]:
-                    break
+                if found is None or found["seconds"] >= limit:
+                    slow.add((formulation, drafts))
 
 
 # --- summary ---
