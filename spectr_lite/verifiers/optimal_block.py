@@ -46,14 +46,27 @@ class OptimalBlock(TreeVerifier):
             here = paths[..., i].unsqueeze(-2)
             offered = torch.where(shared[..., i], here, -1)
             offered = torch.where(itself & (offered.amax(-1, keepdim=True) < 0), 0, offered)
-            draft, target = draft_laws[..., i, :], target_laws[..., i, :]
-            plan = self.selection.plan(draft, target, (offered >= 0).sum(-1))
-            chance = plan.chances(offered)
+            chance, marginal = self._plan(
+                draft_laws[..., i, :], target_laws[..., i, :], offered, (offered >= 0).sum(-1)
+            )
             chosen = chosen * (chance * shared[..., i + 1]).sum(-1)
-            marginals.append(plan.winner(draft).to(target_laws.dtype))
+            marginals.append(marginal.to(target_laws.dtype))
         stop, extra = verify_path(torch.stack(marginals, -2), target_laws, paths)
         chosen = chosen * is_first(shared)[..., -1]
         return BlockLaw(stop * chosen.unsqueeze(-1), extra)
+
+    def _plan(
+        self, draft: Tensor, target: Tensor, offered: Tensor, count: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Chances of the offered tokens and the winner's law: one plan for each distinct node."""
+        vocabulary = draft.shape[-1]
+        key = torch.cat([draft, target, count.unsqueeze(-1)], -1).flatten(0, -2)
+        nodes, row = key.unique(dim=0, return_inverse=True)
+        drafts, targets, counts = nodes.split([vocabulary, vocabulary, 1], -1)
+        plan = self.selection.plan(drafts, targets, counts.squeeze(-1))
+        chance = plan.take(row).chances(offered.flatten(0, -2))
+        marginal = plan.winner(drafts)[row]
+        return chance.view(offered.shape), marginal.view(draft.shape)
 
     def pick_block(
         self,
