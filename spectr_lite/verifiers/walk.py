@@ -78,7 +78,7 @@ def top_down_law(
         offered = torch.where(shared[..., i], here.unsqueeze(-2), -1)
         # A dead path is never reached; one draft stands in, for no rule is asked about none.
         offered = torch.where((itself & (here < 0).unsqueeze(-1)), 0, offered)
-        law = rule.conditional(draft_laws[..., i, :], target_laws[..., i, :], offered)
+        law = _conditional(rule, draft_laws[..., i, :], target_laws[..., i, :], offered)
         drafted = torch.zeros_like(law[..., :1]).expand(*law.shape[:-1], vocabulary + 1)
         drafted = drafted.scatter(-1, offered % (vocabulary + 1), 1.0)[..., :-1]
         outside = law * (1 - drafted)
@@ -89,6 +89,17 @@ def top_down_law(
     stop.append(reached)
     extra.append(target_laws[..., -1, :].expand_as(extra[0]))
     return BlockLaw(torch.stack(stop, -1) * is_first(shared), torch.stack(extra, -2))
+
+
+def _conditional(rule: Verifier, draft: Tensor, target: Tensor, offered: Tensor) -> Tensor:
+    """The rule's law at every node, worked out once for nodes that are equal."""
+    sizes = draft.shape[-1], target.shape[-1], offered.shape[-1]
+    rows, row = (
+        torch.cat([draft, target, offered], -1).flatten(0, -2).unique(dim=0, return_inverse=True)
+    )
+    drafts, targets, tokens = rows.split(sizes, -1)
+    law = rule.conditional(drafts, targets, tokens.long())
+    return law[row].view(*offered.shape[:-1], -1)
 
 
 def top_down(
