@@ -268,7 +268,7 @@ def draft_paths(
     """
     paths = torch.arange(tree.num_drafts, device=draft.device)
     span = state.longest + tree.size - 1
-    last_two = (state.length[:, None] + torch.tensor([-2, -1], device=draft.device)).clamp_min(0)
+    last_two = (state.length[:, None] + torch.arange(-2, 0, device=draft.device)).clamp_min(0)
     causal = torch.arange(span, device=draft.device) <= last_two[:, :, None]
     logits = draft(state.tokens.gather(1, last_two), last_two, cache, last_two, causal)
     law = next_law(logits[:, -1:], temperature).expand(-1, tree.num_drafts, -1)
