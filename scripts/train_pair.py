@@ -482,7 +482,8 @@ def card(run: Run, settings: Settings, pair: Pair, evaluation: dict) -> str:
     """The model card, all of it from the run's own records."""
     curve = [json.loads(line) for line in (run.records / "curve.jsonl").open()]
     sessions = json.loads((run.records / "env.json").read_text())["sessions"]
-    stages = [s for s in ("target", "draft", "distil") if any(s == row["stage"] for row in curve)]
+    distilled = "test_before_distillation" in evaluation
+    stages = ["target", "draft", "distil"] if distilled else ["target", "draft"]
     training = []
     for stage in stages:
         last = next(row for row in reversed(curve) if row["stage"] == stage)
@@ -561,12 +562,13 @@ The tokenizer was trained on the training speeches only. `prompts.json` holds 64
 |---|---|---|---|
 {line.join(training)}
 
-Cosine learning rate; the target stops before the cosine's end, with a linear cool-down. The draft is
-first trained alone, then distilled from the target: forward KL, and for the last
+Cosine learning rate; the target stops before the cosine's end, with a linear cool-down. The draft
+is first trained alone, then distilled from the target: forward KL, and for the last
 {1 - settings.total_variation_from:.0%} of the steps total variation. Half of each distillation
 batch was sampled from the target.
 
-Device: {devices}, shared with other work while the minutes above were taken;
+Device: {devices};
+shared with other work while the minutes above were taken;
 {trained[-1]["precision"]}; torch {trained[-1]["torch"]};
 commits {commits}.
 
