@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from spectr_lite import transport, verifiers
 from spectr_lite.distributions import at
 from spectr_lite.laws import IID, TopM, WithoutReplacement
+from spectr_lite.verifiers import optimal
 from spectr_lite.verifiers.importance import Importance
 from spectr_lite.verifiers.recursive import Recursive, residual
 from spectr_lite.verifiers.recursive_wor import RecursiveWithoutReplacement
@@ -114,6 +115,16 @@ def test_the_tournament_is_not_optimal_with_three_drafts():
     )
     assert short.min() > -1e-9
     assert short.max() > 1e-3
+
+
+def test_a_cup_of_optimal_matches_between_equals_is_optimal():
+    """On an edge of the hull T is linear in R, so T^2 - R is largest at its ends, where T = U^2."""
+    draft, target = np.random.default_rng(5).dirichlet(np.full(9, 0.6), size=(30, 2)).swapaxes(0, 1)
+    player, q = torch.as_tensor(draft), torch.as_tensor(target)
+    for k in (2, 4, 8):
+        player = optimal.plan(player, q, 2).winner(player)
+        best = transport.optimal_acceptance(draft, target, k)
+        np.testing.assert_allclose(torch.minimum(player, q).sum(-1), best, atol=1e-12)
 
 
 def test_truncating_the_tournament_costs_acceptance_and_no_exactness():
