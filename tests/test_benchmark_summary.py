@@ -1,0 +1,73 @@
+"""The transport benchmark: its summary is what its records give; its sort-free optimum is exact."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from spectr_lite import distributions, transport
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "scripts" / "benchmark_transport.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_transport", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_summary_is_generated_from_the_records(benchmark: ModuleType) -> None:
+    assert benchmark.SUMMARY.read_bytes() == benchmark.summary_text().encode()
+
+
+def test_every_goal_was_met_and_every_program_agreed(benchmark: ModuleType) -> None:
+    summary = benchmark.summarise()
+    goals = [row for row in summary["timings"] if "goal_ms" in row]
+    assert len(goals) == len(benchmark.CONFIG["goal_ms"])
+    assert all(row["median_ms"] < row["goal_ms"] for row in goals)
+    assert all(row["difference"] < 5e-4 for row in summary["accuracy"])
+    solved = [row for row in summary["programs"] if row["seconds"] is not None]
+    assert solved and all(row["difference"] < 1e-8 for row in solved)
+
+
+def test_memory_estimate_covers_what_was_measured(benchmark: ModuleType) -> None:
+    for row in benchmark.summarise()["programs"]:
+        if row["seconds"] is not None:
+            size = row["vocabulary"], row["drafts"], row["formulation"]
+            assert (
+                row["peak_bytes"] < transport.lp_bytes(*size) + 16 * 2**20
+            )  # what any solve holds
+
+
+def test_records_name_no_machine() -> None:
+    for path in (ROOT / "results" / "benchmark-transport").rglob("*.json*"):
+        assert not re.search(r"/(home|root|work|tmp|Users)\b", path.read_text(encoding="utf-8")), (
+            path
+        )
+
+
+def test_optimum_by_cells_equals_the_sorted_one(benchmark: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(300):
+        vocabulary, k = int(rng.integers(1, 60)), int(rng.integers(1, 9))
+        pair = distributions.dirichlet(vocabulary, float(rng.choice([0.1, 1.0, 5.0])), seed)
+        # Zeros in both laws, in different places, and never all of them.
+        draft, target = (np.where(rng.random(vocabulary) < 0.3, 0, law) for law in pair)
+        draft[0] += 1e-3
+        target[-1] += 1e-3
+        draft, target = draft / draft.sum(), target / target.sum()
+        value, _ = benchmark.optimum_by_cells(draft, target, k)
+        assert value == pytest.approx(transport.optimal_acceptance(draft, target, k), abs=1e-12)
+    value, looked_at = benchmark.optimum_by_cells(*distributions.zipf(50_000), 8)
+    assert looked_at < 500
+    assert value == pytest.approx(
+        transport.optimal_acceptance(*distributions.zipf(50_000), 8), abs=1e-12
+    )
