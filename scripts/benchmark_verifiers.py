@@ -16,6 +16,7 @@ import argparse
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -107,6 +108,7 @@ def environment(device: torch.device) -> dict:
         "git_dirty": bool(git("status", "--porcelain", "--", "spectr_lite", "scripts")),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "threads": torch.get_num_threads(),
+        "load_average_at_start": os.getloadavg()[0],
         "dtype": "float32",
         "python": platform.python_version(),
         "versions": {
