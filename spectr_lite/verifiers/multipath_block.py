@@ -54,9 +54,10 @@ class MultipathBlock(TreeVerifier):
             low, mass = low + mass * at(below, token), mass * at(draft, token)
             # Only the ratio of the two matters, and both shrink with every token.
             low, mass = low / (low + mass), mass / (low + mass)
-        index = path[..., None, None, None]
-        chosen = [values.take_along_dim(index, -3).squeeze(-3) for values in (target_laws, paths[..., None])]  # noqa: E501  # fmt: skip
-        stop, extra = verify_path(torch.stack(skewed, -2), chosen[0], chosen[1].squeeze(-1))
+        index = path[..., None, None]
+        followed = paths.take_along_dim(index, -2).squeeze(-2)
+        aims = target_laws.take_along_dim(index[..., None], -3).squeeze(-3)
+        stop, extra = verify_path(torch.stack(skewed, -2), aims, followed)
         selected = torch.arange(paths.shape[-2], device=paths.device) == path.unsqueeze(-1)
         stop = stop.unsqueeze(-2) * selected.unsqueeze(-1)
         return BlockLaw(stop, extra.unsqueeze(-3).expand(*stop.shape, -1))

@@ -143,10 +143,13 @@ def block_law(
             check_distribution(table, name)
     vocabulary = targets[0].size
     path = np.stack(list(itertools.product(range(vocabulary), repeat=length)))
-    node = [np.ravel_multi_index(path[:, :i].T, (vocabulary,) * i) if i else 0 * path[:, 0]
-            for i in range(length + 1)]  # fmt: skip
-    draft_laws = np.stack([drafts[i].reshape(-1, vocabulary)[node[i]] for i in range(length)], 1)
-    target_laws = np.stack([table.reshape(-1, vocabulary)[n] for table, n in zip(targets, node, strict=True)], 1)  # fmt: skip  # noqa: E501
+    node = [np.zeros(len(path), dtype=np.int64)]  # the number of each path's prefix of i tokens
+    for token in path.T:
+        node.append(node[-1] * vocabulary + token)
+    draft_laws, target_laws = (
+        np.stack([t.reshape(-1, vocabulary)[n] for t, n in zip(tables, node, strict=False)], 1)
+        for tables in (drafts, targets)
+    )
     single = np.take_along_axis(draft_laws, path[:, :, None], -1)[..., 0].prod(-1)
     chosen = np.stack(list(itertools.product(range(len(path)), repeat=k)))
     mass = single[chosen].prod(-1)
