@@ -6,8 +6,9 @@ see (`mask`).
 
     x <- x + Attention(RMSNorm(x));   x <- x + W_down(silu(W_gate h) * W_up h),  h = RMSNorm(x)
 
-Rotary positions in the half-rotation layout, grouped-query attention, SwiGLU, tied embeddings, no
-biases. Parameters carry the names of Hugging Face's Llama without the leading "model.".
+Rotary positions in the half-rotation layout, grouped-query attention, SwiGLU; tied embeddings and
+no biases unless the configuration says otherwise. Parameters carry the names of Hugging Face's
+Llama without the leading "model.".
 Sources: LLaMA (arXiv 2302.13971), rotary positions (arXiv 2104.09864), grouped
 queries (arXiv 2305.13245).
 """
@@ -33,6 +34,8 @@ class TransformerConfig:
     context: int
     rope_theta: float = 1e4
     norm_eps: float = 1e-5
+    tied: bool = True  # the embedding is also the output matrix
+    qkv_bias: bool = False  # Qwen2 has them
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
@@ -70,6 +73,13 @@ class KVCache:
             by_slot[rows, destination] = by_slot[rows, source]
 
 
+def rotary_tables(config: TransformerConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin (context, head_dim) of position * theta^(-2i/D), for channel pairs (i, i + D/2)."""
+    frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2) / config.head_dim)
+    angle = torch.outer(torch.arange(config.context), frequency).repeat(1, 2)
+    return angle.cos(), angle.sin()
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn channel pairs (i, i + D/2) of x (B, heads, N, D) by cos, sin (B, 1, N, D)."""
     first, second = x.chunk(2, dim=-1)
@@ -96,9 +106,9 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         kv_width = config.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.width, config.width, bias=False)
-        self.k_proj = nn.Linear(config.width, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.width, kv_width, bias=False)
+        self.q_proj = nn.Linear(config.width, config.width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.width, kv_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.width, kv_width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
 
     def forward(
@@ -165,10 +175,11 @@ class Transformer(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2) / config.head_dim)
-        angle = torch.outer(torch.arange(config.context), frequency).repeat(1, 2)
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        if not config.tied:
+            self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        cos, sin = rotary_tables(config)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -232,4 +243,5 @@ class Transformer(nn.Module):
             if cache is not None:
                 entries = cache.keys[layer], cache.values[layer]
             x = block(x, rotary, entries, write, mask)
-        return F.linear(self.norm(x), self.embed_tokens.weight)
+        output = self.embed_tokens if self.config.tied else self.lm_head
+        return F.linear(self.norm(x), output.weight)
