@@ -8,10 +8,10 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve lint format check-site front-page constraints set-repository clean
+.PHONY: help book test serve lint format check-site front-page constraints set-repository smollm2 clean
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
 book: $(STAMP) front-page  ## Execute every notebook and write the site to _build/html
 	rm -rf $(HTML)
@@ -46,6 +46,10 @@ constraints: $(STAMP)  ## Write the versions now installed to constraints.txt
 
 set-repository: $(STAMP)  ## Rewrite the repository's address everywhere: make set-repository URL=https://...
 	$(BIN)/python scripts/set_repository.py "$(URL)"
+
+smollm2: $(STAMP)  ## Fetch SmolLM2-135M (98 MB) into data/smollm2, for `decode --pair smollm2`
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt gguf
+	$(BIN)/python scripts/fetch_smollm2.py
 
 clean:  ## Remove what was built (the environment stays)
 	rm -rf _build book/_generated

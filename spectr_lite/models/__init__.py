@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load
 from tokenizers import Tokenizer
 
+from spectr_lite.models import smollm2
 from spectr_lite.models.transformer import KVCache, Transformer, TransformerConfig
 
 __all__ = [
@@ -36,15 +37,16 @@ class Pair:
     target: Transformer
     draft: Transformer
     tokenizer: Tokenizer
+    end_token: str = END_OF_TEXT
 
     @property
     def end_of_text(self) -> int:
         """The id that ends a text and, as a first token, stands for the empty context."""
-        return self.tokenizer.token_to_id(END_OF_TEXT)
+        return self.tokenizer.token_to_id(self.end_token)
 
 
 def pair_names() -> tuple[str, ...]:
-    return tuple(PAIRS)
+    return (*PAIRS, *smollm2.DROPPED)
 
 
 def load_pair(
@@ -54,10 +56,13 @@ def load_pair(
 ) -> Pair:
     """A pair by its name, or from a directory laid out like models/data/sotu.
 
+    "bundled" is in the package; the others need `make smollm2`; models/hub.py loads more.
     Models come in evaluation mode, frozen, on `device` in `dtype`. Raises ValueError for an unknown
     name, a file that is not the one config.json describes, or a vocabulary the three do not share;
     FileNotFoundError for a file that is missing.
     """
+    if name in smollm2.DROPPED:
+        return Pair(name, *smollm2.load(smollm2.DROPPED[name], device, dtype))
     directory = PAIRS.get(name, Path(name))
     if name not in PAIRS and not directory.is_dir():
         raise ValueError(
