@@ -104,6 +104,14 @@ def test_a_tied_matrix_may_be_stored_twice(tmp_path: Path) -> None:
     assert torch.equal(llama.load_folder(folder)(TEXT), model(TEXT))
 
 
+def test_old_files_hold_rotary_frequencies_too(tmp_path: Path) -> None:
+    model = random_model(TINY)
+    rotary = model.layers[0].self_attn.rotary_emb = torch.nn.Module()
+    rotary.register_buffer("inv_freq", torch.ones(4))
+    folder = write_folder(tmp_path, model)
+    assert torch.equal(llama.load_folder(folder)(TEXT), model(TEXT))
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_padding_is_cut(tmp_path: Path, tied: bool) -> None:
     model = random_model(replace(TINY, tied=tied, vocab_size=TINY.vocab_size + 6))

@@ -181,7 +181,8 @@ def load_folder(
         if not (folder / part).is_file():
             raise FileNotFoundError(f"{folder / part} is missing; give a folder with its weights")
         for name, tensor in load_file(folder / part).items():
-            weights[name.removeprefix("model.")] = tensor.to(device, dtype)
+            if not name.endswith("rotary_emb.inv_freq"):  # old files hold what the config says
+                weights[name.removeprefix("model.")] = tensor.to(device, dtype)
     if config.tied:
         weights.pop("lm_head.weight", None)  # some files hold the tied matrix twice
     if vocab_size is not None:
