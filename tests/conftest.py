@@ -11,8 +11,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 slow_is_fine = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("ci", max_examples=15, derandomize=True, **slow_is_fine)
-settings.register_profile("long", max_examples=2000, print_blob=True, **slow_is_fine)
+settings.register_profile("ci", max_examples=10, derandomize=True, **slow_is_fine)
+settings.register_profile("long", max_examples=500, print_blob=True, **slow_is_fine)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 torch.set_num_threads(1)

@@ -95,7 +95,7 @@ def test_awkward_pairs(formulation, k):
         check_result(result, draft, target, k, IID())
 
 
-@pytest.mark.parametrize(("formulation", "count"), [("reduced", 160), ("literal", 120)])
+@pytest.mark.parametrize(("formulation", "count"), [("reduced", 150), ("literal", 100)])
 def test_random_pairs(formulation, count):
     for index, (draft, target) in enumerate(random_pairs(count, seed=1)):
         k = 1 + index % (4 if formulation == "reduced" and len(draft) < 5 else 3)
