@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """The exit status: 0, or 2 after a one-line error."""
     try:
         stream(args)
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
         print(f"spectr_lite decode: error: {error}", file=sys.stderr)
         return 2
     return 0

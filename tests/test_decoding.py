@@ -12,7 +12,7 @@ from spectr_lite.decoding import Tree, decode, generate
 from spectr_lite.enumeration import joint_law
 from spectr_lite.models import load_pair
 from spectr_lite.models.markov import worked_pair
-from spectr_lite.models.transformer import KVCache, Transformer, TransformerConfig
+from spectr_lite.models.transformer import Transformer, TransformerConfig
 from spectr_lite.stats import chi_square
 from spectr_lite.verifiers.tree import TreeVerifier
 
@@ -433,19 +433,9 @@ def test_autoregressive_decoding_has_block_efficiency_1(tiny_pair):
     assert run.calls == [5, 5, 5]
 
 
-class Roomy(Counting):
-    """A model with more cache slots than positions."""
-
-    def new_cache(self, batch, slots):
-        config = self.config
-        shape = (config.layers, batch, config.kv_heads, slots, config.head_dim)
-        return KVCache(*torch.zeros(2, *shape, dtype=torch.float64))
-
-
 def test_the_context_can_be_filled_to_its_end(tiny_pair):
     """Drafts that reach past the last position cannot be kept, and must not be looked up."""
-    models = map(Roomy, tiny_pair)
-    run = generate(*models, [[1] * 180], num_drafts=2, draft_length=8, max_new_tokens=20)
+    run = generate(*tiny_pair, [[1] * 180], num_drafts=2, draft_length=8, max_new_tokens=20)
     assert len(run.tokens[0]) == 20
 
 

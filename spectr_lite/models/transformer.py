@@ -199,13 +199,11 @@ class Transformer(nn.Module):
         return self.embed_tokens.weight.device
 
     def new_cache(self, batch: int, slots: int) -> KVCache:
-        """An empty cache in the model's dtype. Zeros: even a masked NaN would spread."""
+        """An empty cache in the model's dtype. Zeros: even a masked NaN would spread.
+
+        Slots are places, not positions: a drafted tree may need more of them than the context has.
+        """
         config = self.config
-        if slots > config.context:
-            raise ValueError(
-                f"slots={slots} exceeds the model's context of {config.context} positions; "
-                f"shorten the prompt, max_new_tokens or the drafted tree"
-            )
         shape = (config.layers, batch, config.kv_heads, slots, config.head_dim)
         weight = self.embed_tokens.weight
         return KVCache(weight.new_zeros(shape), weight.new_zeros(shape))

@@ -2,8 +2,8 @@
 
 A rule is the conditional law of its output Y given the drafted tuple. That is the one method a new
 rule must supply; the others have exact defaults, which a rule replaces where it knows a closed form.
-The public methods check their input and accept NumPy or torch. The lower-case hooks below them work on
-tensors, check nothing and never wait for the device: the decoder calls those.
+The public methods check their input and accept NumPy or torch. The hooks below them work on tensors,
+check nothing and never wait for the device: the decoder calls those.
 """
 
 from __future__ import annotations
