@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HTML := _build/html
+# A profile of our own: the reader's IPython settings stay out of the book.
+KERNEL := $(CURDIR)/_build/ipython
 PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 
@@ -15,7 +17,10 @@ help:  ## List the targets
 
 book: $(STAMP) front-page  ## Execute every notebook and write the site to _build/html
 	rm -rf $(HTML)
-	$(BIN)/jupyter-book build . --all -W -n --keep-going
+	mkdir -p $(KERNEL)/profile_default
+	echo 'c.IPKernelApp.log_level = 40  # kernels say on every start that their local sockets are plain' \
+	  > $(KERNEL)/profile_default/ipython_kernel_config.py
+	IPYTHONDIR=$(KERNEL) $(BIN)/jupyter-book build . --all -W -n --keep-going
 	@echo "The book is in $(CURDIR)/$(HTML)/index.html; 'make serve' shows it."
 
 test: $(STAMP)  ## Run the tests
