@@ -113,7 +113,11 @@ def test_the_root_is_found_and_lies_on_the_safe_side(pair, k):
 @given(seed=st.integers(0, 10**6), vocabulary=st.integers(2, 40), k=st.integers(2, 16))
 def test_exact_and_bisected_rho_agree(seed, vocabulary, k):
     p, q = (torch.tensor(side) for side in D.dirichlet(vocabulary, 1.0, seed))
-    assert float(optimal_rho(p, q, k)) == pytest.approx(float(bisected_rho(p, q, k)), abs=1e-12 * k)
+    exact, bisected = optimal_rho(p, q, k), bisected_rho(p, q, k)
+    reached = [acceptance_of_any(acceptance_of_one(p, q, rho), k) for rho in (exact, bisected)]
+    assert float(reached[0]) == pytest.approx(float(reached[1]), abs=1e-12)
+    if reached[0] < 0.999:  # beyond, p_acc is so flat that many rho give it to the last digit
+        assert float(exact) == pytest.approx(float(bisected), abs=1e-12 * k)
 
 
 def test_each_row_has_its_own_number_of_drafts():
