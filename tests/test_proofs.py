@@ -451,3 +451,14 @@ def test_what_bins_can_cost():
             reached = np.minimum(made.winner(p).numpy(), target).sum()
             best = transport.optimal_acceptance(draft, target, k)
             assert best - abs(even - target).sum() / 2 - 1e-12 <= reached <= best + 1e-12
+
+
+def test_a_cup_of_pairs_is_the_plan_for_all():
+    for draft, target in pairs(40, 6):
+        p, q = torch.as_tensor(draft), torch.as_tensor(target)
+        player = p
+        for k in (2, 4, 8, 16):
+            player = optimal.plan(player, q, 2, classes=None).winner(player)
+            assert close(player, optimal.plan(p, q, k, classes=None).winner(p), 1e-10)
+            accepted = torch.minimum(player, q).sum().item()
+            assert close(accepted, transport.optimal_acceptance(draft, target, k), 1e-10)
