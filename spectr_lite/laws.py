@@ -29,8 +29,13 @@ class DraftLaw(ABC):
         """Drafted ids, shape (..., k). -1 stands where the law has no further token to give."""
 
     @abstractmethod
-    def tuples(self, draft: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Every tuple (N, k) and its probability (N,), for one tiny draft of shape (V,)."""
+    def tuples(
+        self, draft: Tensor, k: int, limit: int = ENUMERATION_LIMIT
+    ) -> tuple[Tensor, Tensor]:
+        """Every tuple (N, k) and its probability (N,), for one tiny draft of shape (V,).
+
+        Raises ValueError when N V exceeds `limit`.
+        """
 
     @abstractmethod
     def order(self, draft: Tensor, target: Tensor, k: int) -> Tensor:
@@ -53,11 +58,11 @@ def tail_mass(ordered: Tensor) -> Tensor:
     return torch.cat([backwards[..., 1:], torch.zeros_like(backwards[..., :1])], -1)
 
 
-def _check_enumeration(tuples: int, vocabulary: int) -> None:
-    if tuples * vocabulary > ENUMERATION_LIMIT:
+def _check_enumeration(tuples: int, vocabulary: int, limit: int) -> None:
+    if tuples * vocabulary > limit:
         raise ValueError(
             f"k: enumeration needs {tuples:,} tuples x {vocabulary} tokens, more than "
-            f"{ENUMERATION_LIMIT:,} numbers. Use a smaller vocabulary or fewer drafts, or sample."
+            f"{limit:,} numbers. Use a smaller vocabulary or fewer drafts, or sample."
         )
 
 
@@ -68,9 +73,11 @@ class IID(DraftLaw):
     def sample(self, draft: Tensor, k: int, generator: torch.Generator) -> Tensor:
         return sample(draft, generator, count=k)
 
-    def tuples(self, draft: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def tuples(
+        self, draft: Tensor, k: int, limit: int = ENUMERATION_LIMIT
+    ) -> tuple[Tensor, Tensor]:
         vocabulary = draft.shape[-1]
-        _check_enumeration(vocabulary**k, vocabulary)
+        _check_enumeration(vocabulary**k, vocabulary, limit)
         axes = torch.meshgrid(*[torch.arange(vocabulary)] * k, indexing="ij")
         tokens = torch.stack([axis.flatten() for axis in axes], -1)
         return tokens, draft[tokens].prod(-1)
@@ -97,13 +104,15 @@ class WithoutReplacement(DraftLaw):
         tokens = tokens.masked_fill(rings.isinf(), -1)
         return torch.nn.functional.pad(tokens, (0, k - tokens.shape[-1]), value=-1)
 
-    def tuples(self, draft: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def tuples(
+        self, draft: Tensor, k: int, limit: int = ENUMERATION_LIMIT
+    ) -> tuple[Tensor, Tensor]:
         support = [x for x, mass in enumerate(draft.tolist()) if mass > 0]
         length = min(k, len(support))
         count = 1
         for i in range(length):
             count *= len(support) - i
-        _check_enumeration(count, draft.shape[-1])
+        _check_enumeration(count, draft.shape[-1], limit)
         tokens = torch.tensor(list(itertools.permutations(support, length)))
         # What is left is summed anew: 1 minus what is gone has no digits after a token of mass 1 - 1e-9.
         left = draft.expand(len(tokens), -1)
@@ -153,7 +162,9 @@ class TopM(DraftLaw):
         others = others.masked_fill(rest.sum(-1, keepdim=True) == 0, -1)
         return torch.cat([hub, others], -1)
 
-    def tuples(self, draft: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def tuples(
+        self, draft: Tensor, k: int, limit: int = ENUMERATION_LIMIT
+    ) -> tuple[Tensor, Tensor]:
         hub = self._hub(draft, k)
         rest = self._rest(draft, hub)
         others = k - len(hub)
@@ -161,7 +172,7 @@ class TopM(DraftLaw):
             return hub.unsqueeze(0), draft.new_ones(1)
         if rest.sum() == 0:
             return torch.cat([hub, hub.new_full((others,), -1)]).unsqueeze(0), draft.new_ones(1)
-        tokens, mass = IID().tuples(rest, others)
+        tokens, mass = IID().tuples(rest, others, limit)
         return torch.cat([hub.expand(len(tokens), -1), tokens], -1), mass
 
     def order(self, draft: Tensor, target: Tensor, k: int) -> Tensor:

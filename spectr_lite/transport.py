@@ -109,7 +109,7 @@ def solve_lp(
             f"limit is {LP_BYTES_LIMIT / 2**30:.0f} GiB. optimal_acceptance gives the same optimum at "
             "any size."
         )
-    drawn, mass = (law or IID()).tuples(p, k)
+    drawn, mass = (law or IID()).tuples(p, k, limit=LP_BYTES_LIMIT // LP_BYTES_PER_CELL)
     tuples, weights = drawn.numpy(), mass.numpy()
     if (tuples < 0).any():
         raise ValueError(
@@ -140,9 +140,7 @@ def solve_lp(
         variables = len(row)
     plan = np.zeros((vocabulary,) * (k + 1))
     plan[tuple(tuples.T)] = joint
-    inside = sum(
-        joint[index, list({*map(int, tokens)})].sum() for index, tokens in enumerate(tuples)
-    )
+    inside = joint[_members(np.sort(tuples, axis=1))].sum()
     return LPResult(float(inside), plan, cut, variables)
 
 

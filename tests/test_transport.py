@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from strategies import pairs
 
 from spectr_lite import distributions as D
-from spectr_lite import transport
+from spectr_lite import laws, transport
 from spectr_lite.laws import IID, TopM, WithoutReplacement
 from spectr_lite.transport import lp_bytes, lp_size, optimal_acceptance, solve_lp, worst_set
 
@@ -281,3 +281,11 @@ def test_a_law_that_runs_out_of_tokens_has_no_plan():
 def test_worst_set_wants_one_pair():
     with pytest.raises(ValueError, match=r"draft: .*batch"):
         worst_set(np.full((2, 3), 1 / 3), np.full((2, 3), 1 / 3), 2)
+
+
+def test_bytes_alone_limit_the_program():
+    """More tuples than an enumeration of laws may list, and still far from the limit in bytes."""
+    draft, target = D.zipf(180)
+    assert 180**3 > laws.ENUMERATION_LIMIT and transport.lp_bytes(180, 2) < 2**28
+    found = transport.solve_lp(draft, target, 2)
+    assert found.acceptance == pytest.approx(transport.optimal_acceptance(draft, target, 2), abs=1e-9)
