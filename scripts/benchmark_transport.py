@@ -21,13 +21,10 @@ os.environ.update(
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import multiprocessing
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spectr_lite import distributions, transport
+from spectr_lite import distributions, experiment, transport
 from spectr_lite.distributions import check_pair
 from spectr_lite.laws import IID
 from spectr_lite.verifiers import kseq, optimal
@@ -245,30 +242,9 @@ def in_a_process(
 
 
 def environment() -> dict:
-    def git(*arguments: str) -> str:
-        command = ["git", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), cpu)
-    return {
-        "command": f"python scripts/benchmark_transport.py {' '.join(sys.argv[1:])}",
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--", *MEASURED)),
-        "device": f"CPU, {cpu}, 1 of {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("torch", "numpy", "scipy", "cvxpy", "highspy")
-        },
-    }
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    packages = ("torch", "numpy", "scipy", "cvxpy", "highspy")
+    command = f"python scripts/benchmark_transport.py {' '.join(sys.argv[1:])}"
+    return {"command": command, **experiment.environment(ROOT, MEASURED, packages)}
 
 
 def read(folder: Path) -> list[dict]:
@@ -413,10 +389,10 @@ def main() -> None:
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         path = folder / "env.json"
         sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
-        sessions.append({**environment(), "start": now(), "end": None})
+        sessions.append({**environment(), "start": experiment.now(), "end": None})
         path.write_text(json.dumps({"sessions": sessions}, indent=1) + "\n", encoding="utf-8")
         measure(folder, options.rounds)
-        sessions[-1]["end"] = now()
+        sessions[-1]["end"] = experiment.now()
         path.write_text(json.dumps({"sessions": sessions}, indent=1) + "\n", encoding="utf-8")
     SUMMARY.parent.mkdir(parents=True, exist_ok=True)
     SUMMARY.write_text(summary_text(), encoding="utf-8")

@@ -14,19 +14,15 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from spectr_lite import distributions, verifiers
+from spectr_lite import distributions, experiment, verifiers
 from spectr_lite.distributions import sample
 from spectr_lite.laws import IID
 
@@ -92,33 +88,6 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def environment(device: torch.device) -> dict:
-    def git(*arguments: str) -> str:
-        command = ["git", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), cpu)
-    found = {
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_dirty": bool(git("status", "--porcelain", "--", "spectr_lite", "scripts")),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "threads": torch.get_num_threads(),
-        "load_average_at_start": os.getloadavg()[0],
-        "dtype": "float32",
-        "python": platform.python_version(),
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy")
-        },
-    }
-    if device.type == "cuda":
-        found["cuda"] = torch.version.cuda
-        found["capability"] = list(torch.cuda.get_device_capability(device))
-    return found
 
 
 def measure(config: dict, folder: Path) -> None:
@@ -199,18 +168,21 @@ def main() -> None:
             "block_rules": ["kseq", "recursive", "optimal", "block", "traversal",
                             "multipath-block", "optimal-block"],
         }  # fmt: skip
-        now = datetime.datetime.now(datetime.UTC)
-        folder = RESULTS / (options.run_id or f"{options.device}-{now:%Y%m%d-%H%M%S}")
+        start = datetime.datetime.now(datetime.UTC)
+        folder = RESULTS / (options.run_id or f"{options.device}-{start:%Y%m%d-%H%M%S}")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         env = {
             "command": f"python scripts/benchmark_verifiers.py --device {options.device} "
             f"--run-id {folder.name} --rounds {options.rounds} --threads {options.threads}",
-            "start": now.isoformat(timespec="seconds"),
-            **environment(torch.device(options.device)),
+            "start": start.isoformat(timespec="seconds"),
+            "dtype": "float32",
+            **experiment.environment(
+                ROOT, ("spectr_lite", "scripts"), ("torch", "numpy", "scipy"), options.device
+            ),
         }
         measure(config, folder)
-        env["end"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        env["end"] = experiment.now()
         (folder / "env.json").write_text(json.dumps(env, indent=2) + "\n", encoding="utf-8")
     SUMMARY.parent.mkdir(parents=True, exist_ok=True)
     SUMMARY.write_text(json.dumps(summarise(), indent=1) + "\n", encoding="utf-8")

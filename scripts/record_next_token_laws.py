@@ -1,0 +1,84 @@
+"""A small sample of real next-token laws: SmolLM2-135M and two drafts cut out of it.
+
+    make smollm2
+    python scripts/record_next_token_laws.py [--run-id NAME] [--places 12]
+
+Each law is the model's, at temperature 1, after one held-out prompt of the bundled pair's text (State
+of the Union addresses, public domain). Log-probabilities are kept in float16 and read back with a
+softmax: that is then the law, to the last digit. Writes spectr_lite/results/next-token-laws.npz and
+results/next-token-laws/<run-id>/{config,env}.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from spectr_lite import experiment
+from spectr_lite.models import load_pair, smollm2
+
+ROOT = Path(__file__).resolve().parent.parent
+LAWS = ROOT / "spectr_lite" / "results" / "next-token-laws.npz"
+
+
+@torch.no_grad()
+def record(texts: list[str]) -> dict[str, np.ndarray]:
+    """float16 log-probabilities (places, V) of the target and of both drafts."""
+    laws: dict[str, list[np.ndarray]] = {"target": [], "drop6": [], "drop3": []}
+    six, three = load_pair("smollm2"), load_pair("smollm2-drop3")
+    models = {"target": six.target, "drop6": six.draft, "drop3": three.draft}
+    for text in texts:
+        tokens = torch.tensor([six.tokenizer.encode(text).ids])
+        for name, model in models.items():
+            law = model(tokens)[0, -1].double().log_softmax(-1)
+            laws[name].append(law.numpy().astype(np.float16))
+    return {name: np.stack(rows) for name, rows in laws.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run-id", default="smollm2-1", help="folder name")
+    parser.add_argument("--places", type=int, default=12)
+    options = parser.parse_args()
+    stored = json.loads((files("spectr_lite.models") / "data/sotu/prompts.json").read_text())
+    prompts = stored["prompts"][: options.places]
+    start = experiment.now()
+    laws = record([prompt["text"] for prompt in prompts])
+    LAWS.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(LAWS, **laws)
+    folder = ROOT / "results" / "next-token-laws" / options.run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "target": "SmolLM2-135M-Instruct",
+        "target_sha256": smollm2.SHA256,
+        "drafts": {"drop6": smollm2.DROPPED["smollm2"], "drop3": smollm2.DROPPED["smollm2-drop3"]},
+        "prompts": [[prompt["document"], prompt["character"]] for prompt in prompts],
+        "prompts_sha256": stored["tokens_sha256"],
+        "temperature": 1.0,
+        "stored": "float16 log-probabilities",
+        "shape": list(laws["target"].shape),
+        "file": LAWS.relative_to(ROOT).as_posix(),
+        "file_sha256": hashlib.sha256(LAWS.read_bytes()).hexdigest(),
+    }
+    env = {
+        "command": f"python scripts/record_next_token_laws.py --run-id {options.run_id} "
+        f"--places {options.places}",
+        "start": start,
+        "end": experiment.now(),
+        "dtype": "float32",
+        **experiment.environment(
+            ROOT, ("spectr_lite", "scripts"), ("torch", "numpy", "tokenizers", "gguf")
+        ),
+    }
+    for name, content in (("config.json", config), ("env.json", env)):
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
