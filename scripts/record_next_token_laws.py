@@ -48,7 +48,14 @@ def main() -> None:
     options = parser.parse_args()
     stored = json.loads((files("spectr_lite.models") / "data/sotu/prompts.json").read_text())
     prompts = stored["prompts"][: options.places]
-    start = experiment.now()
+    packages = ("torch", "numpy", "tokenizers", "gguf")
+    env = {
+        "command": f"python scripts/record_next_token_laws.py --run-id {options.run_id} "
+        f"--places {options.places}",
+        "start": experiment.now(),
+        "dtype": "float32",
+        **experiment.environment(ROOT, ("spectr_lite", "scripts"), packages),
+    }
     laws = record([prompt["text"] for prompt in prompts])
     LAWS.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(LAWS, **laws)
@@ -66,16 +73,7 @@ def main() -> None:
         "file": LAWS.relative_to(ROOT).as_posix(),
         "file_sha256": hashlib.sha256(LAWS.read_bytes()).hexdigest(),
     }
-    env = {
-        "command": f"python scripts/record_next_token_laws.py --run-id {options.run_id} "
-        f"--places {options.places}",
-        "start": start,
-        "end": experiment.now(),
-        "dtype": "float32",
-        **experiment.environment(
-            ROOT, ("spectr_lite", "scripts"), ("torch", "numpy", "tokenizers", "gguf")
-        ),
-    }
+    env["end"] = experiment.now()
     for name, content in (("config.json", config), ("env.json", env)):
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
