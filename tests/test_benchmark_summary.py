@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -71,3 +73,19 @@ def test_optimum_by_cells_equals_the_sorted_one(benchmark: ModuleType) -> None:
     assert value == pytest.approx(
         transport.optimal_acceptance(*distributions.zipf(50_000), 8), abs=1e-12
     )
+
+
+def test_cost_of_the_rules_is_generated_from_the_records() -> None:
+    spec = importlib.util.spec_from_file_location(
+        "benchmark_verifiers", ROOT / "scripts" / "benchmark_verifiers.py"
+    )
+    rules = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rules)
+    assert json.loads(rules.SUMMARY.read_text(encoding="utf-8")) == rules.summarise()
+
+
+def test_next_token_laws_are_the_recorded_file() -> None:
+    (config,) = (ROOT / "results" / "next-token-laws").glob("*/config.json")
+    recorded = json.loads(config.read_text(encoding="utf-8"))
+    content = (ROOT / recorded["file"]).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == recorded["file_sha256"]
