@@ -53,7 +53,6 @@ set-repository: $(STAMP)  ## Rewrite the repository's address everywhere: make s
 	$(BIN)/python scripts/set_repository.py "$(URL)"
 
 smollm2: $(STAMP)  ## Fetch SmolLM2-135M (98 MB) into data/smollm2, for `decode --pair smollm2`
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt gguf
 	$(BIN)/python scripts/fetch_smollm2.py
 
 clean:  ## Remove what was built (the environment stays)
