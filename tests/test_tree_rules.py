@@ -22,7 +22,17 @@ from spectr_lite.verifiers.tree import TreeVerifier, block_coins, block_law, nex
 from spectr_lite.verifiers.walk import BlockLaw
 
 PATH_RULES = ("block", "traversal", "multipath-block", "optimal-block")
-SETTINGS = [(3, 1, 3), (3, 2, 1), (3, 2, 2), (2, 2, 3), (2, 3, 2), (2, 3, 3), (3, 3, 2), (3, 2, 3)]
+SETTINGS = [
+    (3, 1, 3),
+    (3, 2, 1),
+    (3, 2, 2),
+    (2, 2, 3),
+    (2, 3, 2),
+    (2, 3, 3),
+    (3, 3, 2),
+    (3, 2, 3),
+    (3, 3, 3),
+]
 
 
 def context_free(law):

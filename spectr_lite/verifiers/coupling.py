@@ -17,6 +17,22 @@ from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.registry import register
 
 
+def couple_winner(chance: Tensor, winner: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+    """The law of Y (..., V) when draft i is the winner with probability chance[..., i].
+
+    `winner` (..., V) is the law of the winner over all tuples. It is accepted with probability
+    min(1, target / winner), and otherwise Y ~ (target - winner)+. A dead draft has chance 0.
+    """
+    mass = at(winner, tokens)
+    accept = torch.where(mass > 0, at(target, tokens) / mass, 1.0).clamp_max(1)
+    residual = (target - winner).clamp_min(0)
+    total = residual.sum(-1, keepdim=True)
+    rejected = (chance * (1 - accept)).sum(-1, keepdim=True)
+    law = rejected * residual / torch.where(total > 0, total, 1)
+    kept = chance * accept
+    return law.scatter_add(-1, tokens.clamp_min(0).expand_as(kept), kept)
+
+
 @register("coupling")
 class Coupling(Verifier):
     """Optimal for one draft, and defined for one draft only."""
@@ -27,11 +43,7 @@ class Coupling(Verifier):
         return torch.minimum(draft, target).sum(-1)
 
     def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
-        residual = (target - draft).clamp_min(0)
-        rejected = 1 - at(torch.where(draft > 0, target / draft, 0.0).clamp_max(1), tokens)
-        total = residual.sum(-1, keepdim=True)
-        law = rejected * residual / torch.where(total > 0, total, 1)
-        return law.scatter_add(-1, tokens.expand(*law.shape[:-1], 1), 1 - rejected)
+        return couple_winner(torch.ones_like(at(draft, tokens)), draft, target, tokens)
 
     def pick(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator

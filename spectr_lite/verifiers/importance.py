@@ -24,9 +24,9 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_array, eye_array, hstack
 from torch import Tensor
 
-from spectr_lite.distributions import at
 from spectr_lite.laws import ENUMERATION_LIMIT, DraftLaw
 from spectr_lite.verifiers.base import Verifier
+from spectr_lite.verifiers.coupling import couple_winner
 from spectr_lite.verifiers.registry import register
 
 
@@ -124,7 +124,6 @@ def _rows(values: Tensor) -> np.ndarray:
 
 def _play(target: Tensor, champions: Tensor, matches: list, tokens: Tensor) -> Tensor:
     """The law of Y for each tuple of `tokens` (N, k); champions (k, V)."""
-    rows = torch.arange(len(tokens), device=tokens.device)
     # Living drafts first: the number of matches a row plays is the number of drafts it has.
     tokens = tokens.gather(-1, (tokens < 0).to(torch.int8).argsort(dim=-1, stable=True))
     chance = torch.zeros(tokens.shape, dtype=target.dtype, device=tokens.device)
@@ -142,10 +141,4 @@ def _play(target: Tensor, champions: Tensor, matches: list, tokens: Tensor) -> T
         chance[:, :i] -= lost
         chance[:, i] = lost.sum(-1)
     winner = champions[(tokens >= 0).sum(-1) - 1]
-    mass = at(winner, tokens)
-    accept = torch.where(mass > 0, at(target, tokens) / mass, 1.0).clamp_max(1)
-    left = (target - winner).clamp_min(0)
-    total = left.sum(-1, keepdim=True)
-    rejected = (chance * (1 - accept)).sum(-1, keepdim=True)
-    law = rejected * left / torch.where(total > 0, total, 1)
-    return law.index_put((rows[:, None], tokens.clamp_min(0)), chance * accept, accumulate=True)
+    return couple_winner(chance, winner, target, tokens)

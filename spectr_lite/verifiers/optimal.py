@@ -27,9 +27,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import at, sample, uniform
+from spectr_lite.distributions import sample, uniform
 from spectr_lite.laws import DraftLaw, by_ratio
 from spectr_lite.verifiers.base import Verifier
+from spectr_lite.verifiers.coupling import couple_winner
 from spectr_lite.verifiers.registry import register
 
 CELLS_PER_OCTAVE = 128  # histogram cells of target/draft: each spans a factor 2^(1/128), 0.5%
@@ -389,16 +390,7 @@ class Optimal(Verifier):
 
     def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         made = self._plan_of(draft, target, tokens)
-        ids = tokens.clamp_min(0).expand(*made.class_of.shape[:-1], -1)
-        chance = made.chances(tokens)
-        winner = made.winner(draft)
-        scale = at(winner, tokens)
-        accept = torch.where(scale > 0, at(target, tokens) / scale, 1.0).clamp_max(1)
-        left = (target - winner).clamp_min(0)
-        total = left.sum(-1, keepdim=True)
-        rejected = (chance * (1 - accept)).sum(-1, keepdim=True)
-        law = rejected * left / torch.where(total > 0, total, 1)
-        return law.scatter_add(-1, ids, chance * accept)
+        return couple_winner(made.chances(tokens), made.winner(draft), target, tokens)
 
     def pick(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
