@@ -27,9 +27,11 @@ from spectr_lite.distributions import ArrayLike, check_count, check_pair
 from spectr_lite.laws import IID, DraftLaw
 
 # Peak memory of cvxpy, HiGHS and the answer, fitted from above to what scripts/benchmark_transport.py
-# measured: 1.1 kB per variable in literal programs, and 24 B for each of the plan's V^(k+1) cells.
+# measured: 1.1 kB per variable in literal programs, 24 B for each of the plan's V^(k+1) cells, and
+# four copies of the list of V^k tuples with k drafts each.
 LP_BYTES_PER_VARIABLE = 1_200
 LP_BYTES_PER_CELL = 24
+LP_BYTES_PER_DRAFT = 32
 LP_BYTES_LIMIT = 4 * 2**30
 
 Formulation = Literal["reduced", "literal"]
@@ -69,9 +71,12 @@ def lp_size(vocabulary: int, k: int, formulation: Formulation = "reduced") -> in
 
 
 def lp_bytes(vocabulary: int, k: int, formulation: Formulation = "reduced") -> int:
-    """Memory the program and its answer need, in bytes: the variables and the plan's V^(k+1) cells."""
-    cells = vocabulary ** (k + 1)
-    return LP_BYTES_PER_VARIABLE * lp_size(vocabulary, k, formulation) + LP_BYTES_PER_CELL * cells
+    """Memory in bytes: the variables, the plan's V^(k+1) cells, and the V^k tuples of k drafts."""
+    return (
+        LP_BYTES_PER_VARIABLE * lp_size(vocabulary, k, formulation)
+        + LP_BYTES_PER_CELL * vocabulary ** (k + 1)
+        + LP_BYTES_PER_DRAFT * k * vocabulary**k
+    )
 
 
 def solve_lp(
