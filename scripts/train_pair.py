@@ -529,8 +529,8 @@ The tokenizer was trained on the training speeches only. `prompts.json` holds 64
 |---|---|---|---|
 {line.join(training)}
 
-Cosine learning rate. The draft is first trained alone, then distilled from the target: forward KL, and for the last
-{1 - settings.total_variation_from:.0%} of the steps total variation. Half of each distillation
+Cosine learning rate. The draft is first trained alone, then distilled from the target:
+forward KL, and for the last {1 - settings.total_variation_from:.0%} of the steps total variation. Half of each distillation
 batch was sampled from the target.
 
 Device: {devices};
