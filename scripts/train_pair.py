@@ -71,7 +71,7 @@ class Settings:
     seed: int = 1790
     target: TransformerConfig = TARGET
     draft: TransformerConfig = DRAFT
-    # The text is read almost eight times over: dropout for the target; the draft is too small to overfit.
+    # The text is read over seven times: dropout for the target; the draft is too small to overfit.
     fit_target: Fit = Fit(steps=3600, learning_rate=1.5e-3, dropout=0.1)
     fit_draft: Fit = Fit(steps=3000, learning_rate=3e-3)
     fit_distil: Fit = Fit(steps=1200, learning_rate=2e-3)
