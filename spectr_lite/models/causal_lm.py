@@ -1,0 +1,189 @@
+"""Any causal language model of transformers, as the decoding loop wants it.
+
+The loop tells every token its position, the cache slot it is written to, and the slots it may see.
+A model of transformers takes positions and a mask of its own making (4-D); what it lacks is the
+slots, so it is given a cache that has them. What cannot work so is refused: recurrent state, windows
+that the text would outgrow, attention kernels without masks. And before its first use a model is
+asked to read a small tree, and must answer as for the two texts that the tree holds.
+
+Needs transformers >= 5.
+"""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from transformers import Cache, PreTrainedModel
+except ImportError as error:
+    raise ImportError(
+        "decoding with models of transformers needs it: pip install 'transformers>=5'"
+    ) from error
+
+
+class SlotCache(Cache):
+    """Keys and values by slot, made at a layer's first call: each layer knows its own shape."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(layers=[])
+        self.slots = slots
+        self.entries: dict[int, tuple[Tensor, Tensor]] = {}
+        self.write: Tensor  # (B, N), the slots of the tokens in this call
+        self.seen: int  # how many slots the mask of this call covers
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """What every attention layer calls with the keys and values (B, heads, N, D) of new tokens."""
+        new = key_states, value_states
+        if layer_idx not in self.entries:
+            self.entries[layer_idx] = tuple(
+                states.new_zeros(*states.shape[:2], self.slots, states.shape[3]) for states in new
+            )
+        rows = torch.arange(len(self.write), device=self.write.device).unsqueeze(1)
+        for entry, states in zip(self.entries[layer_idx], new, strict=True):
+            entry.transpose(1, 2)[rows, self.write] = states.transpose(1, 2)
+        keys, values = self.entries[layer_idx]
+        return keys[:, :, : self.seen], values[:, :, : self.seen]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0  # positions are always given
+
+    def move(self, source: Tensor, destination: Tensor) -> None:
+        """Copy slots `source` to `destination`, both (B, M). All reads precede all writes."""
+        rows = torch.arange(len(source), device=source.device).unsqueeze(1)
+        for entry in (entry for layer in self.entries.values() for entry in layer):
+            by_slot = entry.transpose(1, 2)
+            by_slot[rows, destination] = by_slot[rows, source]
+
+
+class CausalLM:
+    """A `LanguageModel` for the loop, from a model of transformers, whose weights it shares.
+
+    `vocab_size` cuts the vocabulary of the model or extends it by tokens of probability zero: models
+    of one family are often padded to different widths.
+    Raises TypeError for what is no such model and ValueError for one that cannot read a tree.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocab_size: int | None = None) -> None:
+        if not isinstance(model, PreTrainedModel):
+            raise TypeError(
+                f"model: found {type(model).__name__}. Give a causal language model of transformers, "
+                "such as AutoModelForCausalLM.from_pretrained(...)."
+            )
+        self.reach = check_architecture(model)
+        self.model = model
+        self.own_size = model.get_output_embeddings().weight.shape[0]
+        self.vocab_size = vocab_size or self.own_size
+        context = model.config.get_text_config().max_position_embeddings
+        self.config = SimpleNamespace(context=context)
+        try:
+            wrong = self._read_a_tree()
+        except (RuntimeError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"{type(model).__name__}: it cannot read a tree of drafts. {error}"
+            ) from error
+        if not wrong <= torch.finfo(model.dtype).eps ** 0.5:
+            raise ValueError(
+                f"{type(model).__name__}: it does not read a tree of drafts as it reads the texts in "
+                f"it (logits off by {wrong:.2g} of their range). It may ignore the mask or the "
+                "positions it is given. Choose a Transformer with plain causal attention."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    def new_cache(self, batch: int, slots: int) -> SlotCache:
+        if self.reach is not None and slots > self.reach:
+            raise ValueError(
+                f"{type(self.model).__name__}: its attention changes beyond {self.reach} tokens (a "
+                f"sliding window or scaled positions), and text and drafts may take {slots}. Lower "
+                "max_new_tokens, num_drafts or draft_length, or shorten the prompt."
+            )
+        return SlotCache(slots)
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, cache: SlotCache, slots: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Logits (B, N, V); arguments as in `Transformer.forward`."""
+        cache.write, cache.seen = slots, mask.shape[-1]
+        dtype = self.model.dtype
+        hidden = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+        hidden = hidden.masked_fill(~mask, torch.finfo(dtype).min).unsqueeze(1)
+        logits = self.model(
+            input_ids=tokens.clamp_max(self.own_size - 1),
+            position_ids=positions,
+            attention_mask=hidden,
+            past_key_values=cache,
+            use_cache=True,
+            return_dict=True,
+        ).logits
+        extra = self.vocab_size - logits.shape[-1]
+        return torch.nn.functional.pad(logits, (0, extra), value=-torch.inf) if extra else logits
+
+    @torch.no_grad()
+    def _read_a_tree(self) -> float:
+        """Read a fork, move one branch up, read on. How far the logits are from those of the two
+        texts read one by one, as a share of their range."""
+        a, b, c, d, e, f = ids = [i % self.own_size for i in range(1, 7)]
+        sees = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], [0, 1, 4, 5]]
+        tokens, positions, slots = (
+            torch.tensor([row], device=self.device) for row in (ids, [0, 1, 2, 3, 2, 3], range(6))
+        )
+        mask = torch.zeros(1, 6, 6, dtype=torch.bool, device=self.device)
+        for node, seen in enumerate(sees):
+            mask[0, node, seen] = True
+        cache = self.new_cache(1, 6)
+        for part in (slice(0, 2), slice(2, 6)):
+            tree = self(tokens[:, part], positions[:, part], cache, slots[:, part], mask[:, part])
+        cache.move(slots[:, 4:], slots[:, 2:4])
+        after = slots[None] <= 4
+        tree = torch.cat(
+            [tree, self(tokens[:, 2:3], slots[:, 4:5], cache, slots[:, 4:5], after)], 1
+        )
+        texts = torch.tensor([[a, b, c, d, e], [a, b, e, f, c]], device=self.device)
+        plain = self.model(input_ids=texts, use_cache=False, return_dict=True).logits.double()
+        plain = torch.cat([plain[0, 2:4], plain[1, 2:]])[:, : self.vocab_size]
+        error = (tree[0, :, : self.own_size] - plain).abs().max()
+        return float(error / (plain.max() - plain.min()))
+
+
+def check_architecture(model: PreTrainedModel) -> int | None:
+    """How many tokens the model reads with plain attention; None if any number.
+
+    Raises ValueError, with the reason, for a model that a mask and positions cannot steer.
+    """
+    name, config = type(model).__name__, model.config.get_text_config()
+    kernel = config._attn_implementation
+    if kernel not in ("sdpa", "eager"):
+        raise ValueError(
+            f"{name}: found attn_implementation={kernel!r}, which takes no tree mask. Call "
+            "model.set_attn_implementation('sdpa') first."
+        )
+    if model.config.is_encoder_decoder or not model.can_generate():
+        raise ValueError(f"{name}: it is not a decoder-only language model. Choose one that is.")
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            f"{name}: it takes no position_ids, and drafts side by side share their positions. "
+            "Choose a model with rotary or learned positions."
+        )
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if model._is_stateful or kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
+        raise ValueError(
+            f"{name}: it carries a recurrent state ({', '.join(sorted(kinds))}), which cannot be "
+            "rolled back to where a draft was refused. Choose a model whose layers all attend."
+        )
+    limits = []
+    if kinds != {"full_attention"} or getattr(config, "use_sliding_window", True):
+        limits += [getattr(config, "sliding_window", None)]
+        limits += [getattr(config, "attention_chunk_size", None)]
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):  # their angles depend on the length
+        limits += [rope.get("original_max_position_embeddings") or config.max_position_embeddings]
+    return min((limit for limit in limits if limit is not None), default=None)
