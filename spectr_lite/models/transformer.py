@@ -216,7 +216,25 @@ class Transformer(nn.Module):
         slots: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, N, V) of the token after each of `tokens` (B, N).
+        """Logits (B, N, V) of the token after each of `tokens` (B, N); arguments as in `hidden`."""
+        return self.head(self.hidden(tokens, positions, cache, slots, mask))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.embed_tokens(tokens)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) from the last hidden states (..., width)."""
+        return F.linear(hidden, (self.embed_tokens if self.config.tied else self.lm_head).weight)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        slots: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """What `head` reads, (B, N, width), after each of `tokens` (B, N).
 
         Without a cache: plain causal attention over the N tokens. With one: write token [b, n] into
         slot slots[b, n], then attend to the slots s < S with mask[b, n, s] True; positions, slots
@@ -236,10 +254,9 @@ class Transformer(nn.Module):
         entries, write = None, None
         if cache is not None:
             write = torch.arange(len(tokens), device=tokens.device).unsqueeze(1), slots
-        x = self.embed_tokens(tokens)
+        x = self.embed(tokens)
         for layer, block in enumerate(self.layers):
             if cache is not None:
                 entries = cache.keys[layer], cache.values[layer]
             x = block(x, rotary, entries, write, mask)
-        output = self.embed_tokens if self.config.tied else self.lm_head
-        return F.linear(self.norm(x), output.weight)
+        return self.norm(x)
