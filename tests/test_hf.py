@@ -292,6 +292,25 @@ def test_the_adapter_reads_a_tree_as_our_transformer_does(tmp_path):
     assert made[0].calls == made[1].calls
 
 
+def test_a_pair_of_any_architecture(tmp_path):
+    """Two folders, GPT-2 and a Llama, one tokenizer: the Llama is read into our own Transformer."""
+    from tokenizers import Tokenizer, models
+
+    from spectr_lite.models import Transformer, hub
+
+    tokenizer = Tokenizer(models.WordLevel({f"word{i}": i for i in range(38)}))
+    for kind in ("gpt2", "llama"):
+        random_model(tmp_path / kind, kind)
+        tokenizer.save(str(tmp_path / kind / "tokenizer.json"))
+    pair = hub.load_pair(str(tmp_path / "gpt2"), str(tmp_path / "llama"))
+    assert [type(model) for model in (pair.target, pair.draft)] == [CausalLM, Transformer]
+    assert pair.target.vocab_size == pair.draft.vocab_size == 38
+    greedy = {"max_new_tokens": 12, "temperature": 0}
+    plain = decoding.generate(pair.target, None, [[3], [5, 4]], num_drafts=0, **greedy)
+    made = decoding.generate(pair.target, pair.draft, [[3], [5, 4]], **greedy)
+    assert made.tokens == plain.tokens
+
+
 # --- what is not served -------------------------------------------------------------------------
 
 

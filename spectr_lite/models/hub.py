@@ -2,9 +2,9 @@
 
     pair = hub.load_pair("HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-135M", device, dtype)
 
-The weights go into our own Transformer: a library's cache offers no slot per token and no tree
-mask. Served: LlamaForCausalLM and Qwen2ForCausalLM with plain rotary positions, which covers
-SmolLM2, TinyLlama, Llama 2 and Qwen2.5.
+LlamaForCausalLM and Qwen2ForCausalLM with plain rotary positions, such as SmolLM2, TinyLlama,
+Llama 2 and Qwen2.5, are read into our own Transformer. Any other causal language model runs as the
+package transformers runs it, if that is installed, behind the same interface (models/causal_lm.py).
 
 Models are often wider than their tokenizer: Qwen2.5 pads its vocabulary to 151,936 or 152,064 rows,
 by size, for 151,665 tokens. Rows behind the tokenizer's last id are cut when a model is loaded, so
@@ -13,13 +13,18 @@ both laws live on the same real tokens and no padding is ever drawn.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Tokenizer
 
 from spectr_lite.models import END_OF_TEXT, Pair
-from spectr_lite.models.llama import load_folder, read_json
+from spectr_lite.models.llama import huggingface_config, load_folder, read_json
+
+if TYPE_CHECKING:
+    from spectr_lite.decoding import LanguageModel
 
 FILES = ["config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json"]
 
@@ -39,8 +44,27 @@ def load_pair(
     tokenizer, other = (read_tokenizer(folder) for folder in folders)
     check_same_vocabulary(tokenizer, other)
     size = max(tokenizer.get_vocab().values()) + 1
-    large, small = (load_folder(folder, device, dtype, size) for folder in folders)
+    large, small = (load_model(folder, device, dtype, size) for folder in folders)
     return Pair(f"{target} + {draft}", large, small, tokenizer, end_token(folders[0], tokenizer))
+
+
+def load_model(
+    folder: Path, device: str | torch.device, dtype: torch.dtype, vocab_size: int
+) -> LanguageModel:
+    """In our own Transformer where that serves the architecture, otherwise from transformers."""
+    try:
+        huggingface_config(read_json(folder / "config.json"), str(folder))
+    except ValueError as error:
+        if importlib.util.find_spec("transformers") is None:
+            raise ValueError(f"{error}. For other models: pip install transformers") from error
+    else:
+        return load_folder(folder, device, dtype, vocab_size)
+    from transformers import AutoModelForCausalLM  # slow to import
+
+    from spectr_lite.models.causal_lm import CausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return CausalLM(model.to(device).eval().requires_grad_(False), vocab_size)
 
 
 def folder_of(name: str, role: str) -> Path:
