@@ -46,7 +46,7 @@ class Pair:
 
 
 def pair_names() -> tuple[str, ...]:
-    return (*PAIRS, *smollm2.DROPPED)
+    return (*PAIRS, *smollm2.DRAFTS)
 
 
 def load_pair(
@@ -61,8 +61,8 @@ def load_pair(
     name, a file that is not the one config.json describes, or a vocabulary the three do not share;
     FileNotFoundError for a file that is missing.
     """
-    if name in smollm2.DROPPED:
-        return Pair(name, *smollm2.load(smollm2.DROPPED[name], device, dtype))
+    if name in smollm2.DRAFTS:
+        return Pair(name, *smollm2.load(name, device, dtype))
     directory = PAIRS.get(name, Path(name))
     if name not in PAIRS and not directory.is_dir():
         raise ValueError(
