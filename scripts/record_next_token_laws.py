@@ -14,13 +14,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from spectr_lite import experiment
+from spectr_lite import experiment, prompts
 from spectr_lite.models import load_pair, smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,15 +27,14 @@ LAWS = ROOT / "spectr_lite" / "results" / "next-token-laws.npz"
 
 
 @torch.no_grad()
-def record(texts: list[str]) -> dict[str, np.ndarray]:
+def record(held_out: prompts.Prompts) -> dict[str, np.ndarray]:
     """float16 log-probabilities (places, V) of the target and of both drafts."""
     laws: dict[str, list[np.ndarray]] = {"target": [], "drop6": [], "drop3": []}
     six, three = load_pair("smollm2"), load_pair("smollm2-drop3")
     models = {"target": six.target, "drop6": six.draft, "drop3": three.draft}
-    for text in texts:
-        tokens = torch.tensor([six.tokenizer.encode(text).ids])
+    for tokens in held_out.tokens:
         for name, model in models.items():
-            law = model(tokens)[0, -1].double().log_softmax(-1)
+            law = model(torch.tensor([tokens]))[0, -1].double().log_softmax(-1)
             laws[name].append(law.numpy().astype(np.float16))
     return {name: np.stack(rows) for name, rows in laws.items()}
 
@@ -46,8 +44,8 @@ def main() -> None:
     parser.add_argument("--run-id", default="smollm2-1", help="folder name")
     parser.add_argument("--places", type=int, default=12)
     options = parser.parse_args()
-    stored = json.loads((files("spectr_lite.models") / "data/sotu/prompts.json").read_text())
-    prompts = stored["prompts"][: options.places]
+    tokenizer = load_pair("smollm2").tokenizer
+    held_out = prompts.load("sotu", tokenizer, count=options.places)
     packages = ("torch", "numpy", "tokenizers", "gguf")
     env = {
         "command": f"python scripts/record_next_token_laws.py --run-id {options.run_id} "
@@ -56,7 +54,7 @@ def main() -> None:
         "dtype": "float32",
         **experiment.environment(ROOT, ("spectr_lite", "scripts"), packages),
     }
-    laws = record([prompt["text"] for prompt in prompts])
+    laws = record(held_out)
     LAWS.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(LAWS, **laws)
     folder = ROOT / "results" / "next-token-laws" / options.run_id
@@ -65,8 +63,8 @@ def main() -> None:
         "target": "SmolLM2-135M-Instruct",
         "target_sha256": smollm2.SHA256,
         "drafts": {"drop6": smollm2.DROPPED["smollm2"], "drop3": smollm2.DROPPED["smollm2-drop3"]},
-        "prompts": [[prompt["document"], prompt["character"]] for prompt in prompts],
-        "prompts_sha256": stored["tokens_sha256"],
+        "prompts": held_out.documents,
+        "prompts_sha256": held_out.sha256,
         "temperature": 1.0,
         "stored": "float16 log-probabilities",
         "shape": list(laws["target"].shape),

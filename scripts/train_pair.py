@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import math
-import random
 import re
 import sys
 import time
@@ -385,29 +384,6 @@ def compare(target: nn.Module, draft: nn.Module, batch: Tensor) -> dict[str, flo
     return dict(zip(("target_loss", "draft_loss", "acceptance"), means.tolist(), strict=True))
 
 
-def held_out_prompts(tokenizer: tokenizers.Tokenizer, seed: int) -> dict:
-    """64 prompts of 32 tokens, each from the start of a sentence of a test speech, hashed."""
-    texts = speeches()
-    ids = split(list(texts))["test"]
-    chooser = random.Random(seed)
-    prompts = []
-    for index in range(64):
-        id = ids[index % len(ids)]
-        starts = [match.end() for match in re.finditer(r"[.?!] (?=[A-Z])", texts[id][:-4000])]
-        start = chooser.choice(starts)
-        tokens = tokenizer.encode(texts[id][start:]).ids[:32]
-        prompts.append(
-            {
-                "document": id,
-                "character": start,
-                "text": tokenizer.decode(tokens),
-                "tokens": tokens,
-            }
-        )
-    digest = hashlib.sha256(json.dumps([p["tokens"] for p in prompts]).encode()).hexdigest()
-    return {"source": PACKAGE, "split": "test", "tokens_sha256": digest, "prompts": prompts}
-
-
 def stage_export(run: Run, settings: Settings) -> None:
     """Write the pair into the package in float16, then measure it as `load_pair` reads it back."""
     PAIR.mkdir(parents=True, exist_ok=True)
@@ -423,7 +399,6 @@ def stage_export(run: Run, settings: Settings) -> None:
     config["tokenizer"] = write("tokenizer.json", tokenizer.to_str().encode())
     write("config.json", as_json(config))
     pair = load_pair()
-    write("prompts.json", as_json(held_out_prompts(pair.tokenizer, settings.seed)))
     test = cut(load_tokens(run, "test"))[::2]
     excerpt = test[:: len(test) // 4][:4]
     write("excerpt.json", as_json({"source": PACKAGE, "split": "test", "tokens": excerpt.tolist()}))
@@ -521,8 +496,8 @@ Whole speeches are held out: of every ten, the first to validate and the sixth t
 |---|---|---|
 {line.join(texts)}
 
-The tokenizer was trained on the training speeches only. `prompts.json` holds 64 prompts of
-32 tokens, each from the start of a sentence of a test speech.
+The tokenizer was trained on the training speeches only. `prompts.json` holds 1,000 texts,
+each from the start of a sentence of a test speech, for `spectr_lite.prompts`.
 
 ## Training
 | stage | steps | tokens | minutes |
@@ -530,8 +505,8 @@ The tokenizer was trained on the training speeches only. `prompts.json` holds 64
 {line.join(training)}
 
 Cosine learning rate. The draft is first trained alone, then distilled from the target:
-forward KL, and for the last {1 - settings.total_variation_from:.0%} of the steps total variation. Half of each distillation
-batch was sampled from the target.
+forward KL, and for the last {1 - settings.total_variation_from:.0%} of the steps total variation.
+Half of each distillation batch was sampled from the target.
 
 Device: {devices};
 shared with other work while the minutes above were taken;

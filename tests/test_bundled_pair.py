@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spectr_lite import models
+from spectr_lite import models, prompts
 from spectr_lite.models import Pair, Transformer, TransformerConfig, load_pair, pair_names
 
 PAIR = models.PAIRS["bundled"]
@@ -87,19 +87,6 @@ def test_tokenizer_is_lossless_and_has_a_start(pair: Pair) -> None:
     assert likely & {"Mr", "Fellow", "To", "F", "Gentlemen", "M"}, likely
 
 
-def test_prompts_are_held_out_and_hashed(pair: Pair) -> None:
-    content = json.loads((PAIR / "prompts.json").read_text())
-    prompts = content["prompts"]
-    held_out = json.loads((RECORDS / "config.json").read_text())["split"]["test"]
-    assert len(prompts) == 64
-    assert {prompt["document"] for prompt in prompts} <= set(held_out)
-    for prompt in prompts:
-        assert len(prompt["tokens"]) == 32
-        assert pair.tokenizer.decode(prompt["tokens"]) == prompt["text"]
-    tokens = json.dumps([prompt["tokens"] for prompt in prompts]).encode()
-    assert hashlib.sha256(tokens).hexdigest() == content["tokens_sha256"]
-
-
 def test_splits_share_no_speech() -> None:
     split = json.loads((RECORDS / "config.json").read_text())["split"]
     ids = [id for part in split.values() for id in part]
@@ -107,8 +94,7 @@ def test_splits_share_no_speech() -> None:
 
 
 def test_cached_decoding_equals_the_forward(pair: Pair) -> None:
-    tokens = torch.tensor(json.loads((PAIR / "prompts.json").read_text())["prompts"][0]["tokens"])
-    tokens = tokens.unsqueeze(0)
+    tokens = torch.tensor(prompts.load("sotu", pair.tokenizer, count=1).tokens)
     for model in (pair.target, pair.draft):
         cache, logits = model.new_cache(1, 32), []
         for slot in range(32):
