@@ -156,6 +156,28 @@ def test_corrupt_file(copy: Path, file: str) -> None:
         load_pair(str(copy))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "JSONDecodeError"),
+        ("[]", "TypeError"),
+        ('{"target": {}}', "KeyError: 'file'"),
+    ],
+)
+def test_a_config_that_describes_no_pair(copy: Path, content: str, message: str) -> None:
+    (copy / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"not the description of a pair \({message}.*it needs"):
+        load_pair(str(copy))
+
+
+def test_an_architecture_that_is_not_ours(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["draft"]["architecture"]["experts"] = 8
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"draft.safetensors does not fit .*'experts'"):
+        load_pair(str(copy))
+
+
 def test_vocabularies_must_agree(copy: Path) -> None:
     small = TransformerConfig(
         vocab_size=4095, width=16, layers=1, heads=2, kv_heads=1, ffn=16, context=512

@@ -82,6 +82,12 @@ def test_no_tokenizer(folders: tuple[str, str]) -> None:
         hub.load_pair(*folders)
 
 
+def test_a_corrupt_tokenizer(folders: tuple[str, str]) -> None:
+    (Path(folders[1]) / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is corrupt"):
+        hub.load_pair(*folders)
+
+
 def test_a_name_is_fetched_from_the_hub(
     folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

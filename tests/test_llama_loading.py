@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -17,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spectr_lite import models
+from spectr_lite import models, prompts
 from spectr_lite.decoding import generate
 from spectr_lite.models import Transformer, TransformerConfig, llama, load_pair, smollm2
 
@@ -156,6 +157,30 @@ def test_a_tokenizer_larger_than_the_model(tmp_path: Path) -> None:
         llama.load_folder(write_folder(tmp_path, random_model(TINY)), vocab_size=99)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", b"{", r"config\.json is corrupt \(Expecting"),
+        ("config.json", b"", r"config\.json is corrupt"),
+        ("model.safetensors", b"half a file", r"model\.safetensors is corrupt .*fetch or save"),
+    ],
+)
+def test_corrupt_file(tmp_path: Path, file: str, content: bytes, message: str) -> None:
+    folder = write_folder(tmp_path, random_model(TINY))
+    (folder / file).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        llama.load_folder(folder)
+
+
+def test_a_config_without_sizes(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, random_model(TINY))
+    values = json.loads((folder / "config.json").read_text())
+    del values["hidden_size"], values["rms_norm_eps"]
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"config\.json lacks hidden_size, rms_norm_eps"):
+        llama.load_folder(folder)
+
+
 @pytest.mark.parametrize("file", ["config.json", "model-00001.safetensors"])
 def test_missing_file(tmp_path: Path, file: str) -> None:
     (write_folder(tmp_path, random_model(TINY), parts=2) / file).unlink()
@@ -289,6 +314,14 @@ def test_gguf_missing(tmp_path: Path) -> None:
         llama.load_gguf(tmp_path / "no.gguf")
 
 
+@pytest.mark.parametrize("kept", [0, 4, 100])
+def test_half_a_gguf(write_gguf: Callable[..., Path], kept: int) -> None:
+    path = write_gguf(random_model(TINY))
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"tiny\.gguf is no GGUF file, or half of one"):
+        llama.load_gguf(path)
+
+
 # --- SmolLM2 ------------------------------------------------------------------------------------
 
 
@@ -318,6 +351,48 @@ def test_smollm2_reads_what_transformers_reads(smollm2_pair: models.Pair) -> Non
     for case in [REFERENCE, *REFERENCE["encodings"]]:
         assert tokenizer.encode(case["text"]).ids == case["ids"]
     assert smollm2_pair.end_of_text == 0
+
+
+def rounding_noise(logits: torch.Tensor, exact: torch.Tensor) -> float:
+    """Root mean square of what a lower precision does to the logits, in units of their spread."""
+    return float((logits.float() - exact).square().mean().sqrt() / exact.std())
+
+
+@pytest.fixture(scope="module", params=["bundled", "smollm2"])
+def trained(request: pytest.FixtureRequest) -> tuple[Transformer, torch.Tensor]:
+    """A trained model and a text for it."""
+    smollm2 = request.param == "smollm2"
+    pair = request.getfixturevalue("smollm2_pair") if smollm2 else load_pair()
+    return pair.target, torch.tensor(prompts.load("sotu", pair.tokenizer, count=2).tokens)
+
+
+def test_logits_equal_those_of_transformers(trained: tuple[Transformer, torch.Tensor]) -> None:
+    model, text = trained
+    theirs = as_transformers(model)(input_ids=text).logits
+    torch.testing.assert_close(model(text), theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_off_by_its_rounding_alone(
+    trained: tuple[Transformer, torch.Tensor], dtype: torch.dtype
+) -> None:
+    """Two roundings in every layer add up as a root; transformers has the same noise."""
+    model, text = trained
+    exact = model(text)
+    noise = rounding_noise(copy.deepcopy(model).to(dtype)(text), exact)
+    assert noise < (2 * model.config.layers) ** 0.5 * torch.finfo(dtype).eps
+    theirs = as_transformers(model).to(dtype)(input_ids=text).logits
+    assert noise < 1.3 * rounding_noise(theirs, exact)
+
+
+def as_transformers(model: Transformer) -> torch.nn.Module:
+    """The same weights in transformers' own Llama, if that is installed."""
+    transformers = pytest.importorskip("transformers", minversion="5")
+    config = transformers.LlamaConfig(**huggingface_values(model.config))
+    theirs = transformers.LlamaForCausalLM(config)
+    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    theirs.load_state_dict(weights | {"lm_head.weight": model.embed_tokens.weight})
+    return theirs.eval().requires_grad_(False)
 
 
 def test_smollm2_decodes(smollm2_pair: models.Pair) -> None:

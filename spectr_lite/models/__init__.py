@@ -27,6 +27,11 @@ __all__ = [
 END_OF_TEXT = "<|endoftext|>"
 DATA = Path(__file__).parent / "data"
 PAIRS = {"bundled": DATA / "sotu"}
+ENTRIES = {  # of a pair's config.json
+    "target": ("file", "sha256", "architecture"),
+    "draft": ("file", "sha256", "architecture"),
+    "tokenizer": ("file", "sha256"),
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def load_pair(
             f"name={name!r} is neither a known pair nor a directory; "
             f"known pairs: {', '.join(pair_names())}"
         )
-    config = json.loads(read(directory, "config.json"))
+    config = read_config(directory)
     tokenizer_file = config["tokenizer"]
     content = read(directory, tokenizer_file["file"], tokenizer_file["sha256"])
     tokenizer = Tokenizer.from_buffer(content)
@@ -89,13 +94,29 @@ def load_pair(
     return Pair(name, target, draft, tokenizer)
 
 
+def read_config(directory: Path) -> dict:
+    """config.json: which file each part is in, its SHA-256, the architecture of both models."""
+    path, content = directory / "config.json", read(directory, "config.json")
+    try:
+        config = json.loads(content)
+        for role, keys in ENTRIES.items():
+            for key in keys:
+                config[role][key]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not the description of a pair ({type(error).__name__}: {error}); it needs "
+            f"{', '.join(f'{role} with {list(keys)}' for role, keys in ENTRIES.items())}, as in {DATA}"
+        ) from error
+    return config
+
+
 def load_model(directory: Path, entry: dict) -> Transformer:
     """One model from its entry in config.json: {"file", "sha256", "architecture": {...}}."""
     weights = load(read(directory, entry["file"], entry["sha256"]))
-    model = Transformer(TransformerConfig(**entry["architecture"]))
     try:
+        model = Transformer(TransformerConfig(**entry["architecture"]))
         model.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"{directory / entry['file']} does not fit the architecture in config.json; {error}"
         ) from error

@@ -86,7 +86,10 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; give a model with a fast tokenizer")
-    return Tokenizer.from_file(str(path))
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} is corrupt ({error}); fetch or save the model again") from error
 
 
 def check_same_vocabulary(target: Tokenizer, draft: Tokenizer) -> None:

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
@@ -29,6 +30,15 @@ from torch import Tensor
 from spectr_lite.models.transformer import Transformer, TransformerConfig, rotary_tables
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM")
+NEEDED = (  # in config.json
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+)
 CONTROL_TOKEN = 3  # in tokenizer.ggml.token_type
 GGUF_NAMES = {
     "token_embd": "embed_tokens",
@@ -92,7 +102,12 @@ def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; give the path of a .gguf file")
     gguf = import_gguf()
-    reader = gguf.GGUFReader(path)
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, IndexError) as error:
+        raise ValueError(
+            f"{path} is no GGUF file, or half of one ({error}); fetch it again"
+        ) from error
     fields = {name: field.contents() for name, field in reader.fields.items()}
     if fields["general.architecture"] != "llama":
         raise ValueError(
@@ -180,7 +195,13 @@ def load_folder(
     for part in sorted(parts or {"model.safetensors"}):
         if not (folder / part).is_file():
             raise FileNotFoundError(f"{folder / part} is missing; give a folder with its weights")
-        for name, tensor in load_file(folder / part).items():
+        try:
+            tensors = load_file(folder / part)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{folder / part} is corrupt ({error}); fetch or save the model again"
+            ) from error
+        for name, tensor in tensors.items():
             if not name.endswith("rotary_emb.inv_freq"):  # old files hold what the config says
                 weights[name.removeprefix("model.")] = tensor.to(device, dtype)
     if config.tied:
@@ -204,6 +225,8 @@ def huggingface_config(values: dict[str, Any], source: str) -> TransformerConfig
         raise ValueError(
             f"{source}: found architecture {architecture}; served: {', '.join(ARCHITECTURES)}"
         )
+    if missing := [name for name in NEEDED if name not in values]:
+        raise ValueError(f"{source}: config.json lacks {', '.join(missing)}; fetch the model again")
     qwen = architecture == "Qwen2ForCausalLM"
     heads = values["num_attention_heads"]
     # transformers 5 writes rope_parameters, 4 wrote rope_theta and rope_scaling.
@@ -238,4 +261,7 @@ def huggingface_config(values: dict[str, Any], source: str) -> TransformerConfig
 def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; give a folder written by save_pretrained")
-    return json.loads(path.read_text("utf-8"))
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is corrupt ({error}); fetch or save the model again") from error
