@@ -138,25 +138,24 @@ def decode(
     draft_length: int = 8,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
     generator: int | np.random.Generator | torch.Generator | None = None,
     stop_tokens: Sequence[int] = (),
 ) -> Iterator[Iteration]:
     """Continue every prompt (a list of token ids), one turn of the loop at a time.
 
-    `num_drafts`=0 is autoregressive and needs no `draft`. `temperature` divides the logits of both
-    models; at 0 both say their likeliest token, and every rule becomes exact greedy decoding. A row
-    ends with the first of `stop_tokens` or after `max_new_tokens`. The same seed on the same device
-    gives the same text.
+    `num_drafts`=0 is autoregressive and needs no `draft`. `temperature`, `top_k` and `top_p` shape
+    the laws of both models, see `Sampling`; at temperature 0 every rule becomes exact greedy
+    decoding. A row ends with the first of `stop_tokens` or after `max_new_tokens`. The same seed on
+    the same device gives the same text.
 
     Raises ValueError or TypeError, before any work, when an argument does not fit the models.
     """
     num_drafts = check_count(num_drafts, "num_drafts", least=0)
     draft_length = check_count(draft_length, "draft_length") if num_drafts else 0
     max_new_tokens = check_count(max_new_tokens, "max_new_tokens")
-    if not (isinstance(temperature, int | float) and 0 <= temperature < float("inf")):
-        raise ValueError(
-            f"temperature: found {temperature!r}. Give a finite number >= 0; 0 decodes greedily."
-        )
+    sampling = Sampling(temperature, top_k, top_p)
     models = [target] if num_drafts == 0 else [target, draft]
     _check_models(models)
     _check_prompts(prompts, models, max_new_tokens)
@@ -171,10 +170,62 @@ def decode(
         rule,
         Tree(num_drafts, draft_length),
         max_new_tokens,
-        float(temperature),
+        sampling,
         as_generator(generator, target.device),
         torch.tensor(list(stop_tokens), dtype=torch.int64, device=target.device),
     )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model's logits become the law of the next token, for both models alike.
+
+    In this order, as in transformers: divide by `temperature`; keep the `top_k` largest logits and
+    what ties with the last of them; of the law so far keep the fewest likeliest tokens whose mass
+    reaches `top_p` (ties: the higher id), and renormalise. At temperature 0 the likeliest token has
+    probability one. The guarantee is about this law: truncated, it is the law of the text.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.temperature, at_least=0):
+            raise ValueError(
+                f"temperature: found {self.temperature!r}. Give a finite number >= 0; 0 decodes "
+                "greedily."
+            )
+        if self.top_k is not None:
+            check_count(self.top_k, "top_k")
+        if self.top_p is not None and not (_is_number(self.top_p, 0) and 0 < self.top_p <= 1):
+            raise ValueError(
+                f"top_p: found {self.top_p!r}. Give a number above 0 and up to 1, or None to keep "
+                "every token."
+            )
+
+    def law(self, logits: Tensor) -> Tensor:
+        """Probabilities (..., V) from logits (..., V), in float32 at least."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.temperature == 0:
+            return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        logits = logits / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k).values[..., -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        if self.top_p is not None:
+            ordered, ids = logits.sort(dim=-1, stable=True)
+            dropped = ordered.softmax(-1).cumsum(-1) <= 1 - self.top_p
+            dropped[..., -1] = False
+            dropped = torch.zeros_like(dropped).scatter_(-1, ids, dropped)
+            logits = logits.masked_fill(dropped, -torch.inf)
+        return logits.softmax(-1)
+
+
+def _is_number(value: Any, at_least: float) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return False
+    return at_least <= value < float("inf")
 
 
 @dataclass(frozen=True)
@@ -223,7 +274,7 @@ def _iterations(
     rule: Verifier,
     tree: Tree,
     max_new_tokens: int,
-    temperature: float,
+    sampling: Sampling,
     generator: torch.Generator,
     stop_tokens: Tensor,
 ) -> Iterator[Iteration]:
@@ -236,12 +287,12 @@ def _iterations(
 
     while True:
         if tree.num_drafts:
-            drafted, draft_laws = draft_paths(draft, caches[1], state, tree, temperature, generator)
+            drafted, draft_laws = draft_paths(draft, caches[1], state, tree, sampling, generator)
         else:
             drafted, draft_laws = state.tokens.new_empty(len(prompts), 0, 0), None
         logits = score_paths(target, caches[0], state, tree, drafted)
         select = verify_paths if isinstance(rule, TreeVerifier) and tree.num_drafts else walk_down
-        block, accepted, path = select(rule, drafted, draft_laws, logits, temperature, generator)
+        block, accepted, path = select(rule, drafted, draft_laws, logits, sampling, generator)
         kept = commit(state, caches, tree, block, accepted, path, stop_tokens)
 
         counts = torch.stack([accepted, path, kept, state.done.long(), state.length], 1)
@@ -258,7 +309,7 @@ def draft_paths(
     cache: Any,
     state: State,
     tree: Tree,
-    temperature: float,
+    sampling: Sampling,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Step 1. K i.i.d. paths (B, K, L), and the law each of their tokens came from (B, K, L, V).
@@ -271,7 +322,7 @@ def draft_paths(
     last_two = (state.length[:, None] + torch.arange(-2, 0, device=draft.device)).clamp_min(0)
     causal = torch.arange(span, device=draft.device) <= last_two[:, :, None]
     logits = draft(state.tokens.gather(1, last_two), last_two, cache, last_two, causal)
-    law = next_law(logits[:, -1:], temperature).expand(-1, tree.num_drafts, -1)
+    law = sampling.law(logits[:, -1:]).expand(-1, tree.num_drafts, -1)
     tokens, laws = [], []
     for depth in range(tree.draft_length):
         tokens.append(sample(law, generator))
@@ -279,7 +330,7 @@ def draft_paths(
         if depth + 1 < tree.draft_length:
             node = 1 + paths * tree.draft_length + depth
             logits = _call(draft, cache, state, tree, node, tokens[-1])
-            law = next_law(logits, temperature)
+            law = sampling.law(logits)
     return torch.stack(tokens, 2), torch.stack(laws, 2)
 
 
@@ -297,7 +348,7 @@ def walk_down(
     drafted: Tensor,
     draft_laws: Tensor | None,
     logits: Tensor,
-    temperature: float,
+    sampling: Sampling,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Steps 3 and 4, by a token rule. The block (B, L+1), -1 behind its end; how many of its tokens
@@ -313,7 +364,7 @@ def walk_down(
     accepted, path, node = (torch.zeros_like(block[:, 0]) for _ in range(3))
     for depth in range(draft_length):
         offered = torch.where(alive, drafted[:, :, depth], -1)
-        target_law = next_law(logits[rows, node], temperature)
+        target_law = sampling.law(logits[rows, node])
         token = rule.pick(draft_laws[rows, path, depth], target_law, offered, generator)
         block[:, depth] = token
         survivors = alive & (drafted[:, :, depth] == token[:, None])
@@ -325,7 +376,7 @@ def walk_down(
         alive = torch.where(running[:, None], survivors, paths == path[:, None])
         node = 1 + path * draft_length + depth
     else:
-        bonus = sample(next_law(logits[rows, node], temperature), generator)
+        bonus = sample(sampling.law(logits[rows, node]), generator)
         block[:, -1] = torch.where(running, bonus, block[:, -1])
     behind = torch.arange(draft_length + 1, device=block.device) > accepted[:, None]
     return block.masked_fill(behind, -1), accepted, path
@@ -336,11 +387,11 @@ def verify_paths(
     drafted: Tensor,
     draft_laws: Tensor,
     logits: Tensor,
-    temperature: float,
+    sampling: Sampling,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Steps 3 and 4, by a rule that judges whole paths and so reads the law at every node."""
-    laws = next_law(logits, temperature)
+    laws = sampling.law(logits)
     root, behind = laws[:, None, :1], laws[:, 1:].unflatten(1, drafted.shape[1:])
     target_laws = torch.cat([root.expand(-1, drafted.shape[1], -1, -1), behind], 2)
     block = rule.pick_block(draft_laws, target_laws, drafted, generator)
@@ -371,14 +422,6 @@ def commit(
     state.length = state.length + kept
     state.done = state.done | stops.any(1) | (state.length == state.limit)
     return kept
-
-
-def next_law(logits: Tensor, temperature: float) -> Tensor:
-    """softmax(logits / temperature), in float32 at least; at 0 the likeliest token alone."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if temperature == 0:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    return torch.softmax(logits / temperature, -1)
 
 
 def read_prompts(model: LanguageModel, cache: Any, state: State) -> None:
