@@ -199,7 +199,8 @@ def fit_model(
 ) -> None:
     """Minimise loss_at(step, generator), a scalar, over the parameters of `model`.
 
-    Every 100 steps: validation(model), a line of curve.jsonl, a checkpoint to resume from.
+    At the start and every 100 steps: validation(model), a line of curve.jsonl; then a checkpoint to
+    resume from.
     """
     matrices = [p for p in model.parameters() if p.dim() == 2]
     vectors = [p for p in model.parameters() if p.dim() == 1]
@@ -212,6 +213,8 @@ def fit_model(
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         start, seconds = checkpoint["step"], checkpoint["seconds"]
+    if start == 0:
+        run.append("curve.jsonl", {"stage": stage, "step": 0, "tokens": 0, **validation(model)})
     total, began = 0.0, time.monotonic()
     for step in range(start, fit.steps):
         torch.manual_seed(seed + step)
