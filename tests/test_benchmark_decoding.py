@@ -1,0 +1,126 @@
+"""The decoding benchmark: a quick run of all of it, its arithmetic, and the committed summary."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectr_lite import decoding, timing
+from spectr_lite.models import load_pair
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location(
+        "benchmark_decoding", ROOT / "scripts" / "benchmark_decoding.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def quick_run(benchmark, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    arguments = ["benchmark_decoding.py", "--quick", "--run-id", "try", "--results", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", arguments)
+        for _ in range(2):  # the second finds all done
+            benchmark.main()
+    return folder / "try-bundled"
+
+
+def test_a_quick_run_measures_everything(benchmark, quick_run):
+    records = benchmark.read_records(quick_run)
+    summary = benchmark.summarise_run(quick_run)
+    assert summary["rounds"] == 1
+    parts = [record["part"] for record in records]
+    assert len(parts) == len(benchmark.by_job(records)) + 3  # and nothing twice
+    assert set(parts) >= {"loop", "stages", "memory"}
+    shapes = {(m["num_drafts"], m["draft_length"]) for m in summary["methods"]}
+    assert shapes == {(0, 0), (1, 2), (4, 2)}
+    alone = next(m for m in summary["methods"] if m["num_drafts"] == 0)
+    assert alone["block_efficiency"] == alone["speedup"]["median"] == alone["cost"]["median"] == 1
+    for stage in summary["stages"]:
+        milliseconds = stage["milliseconds"]
+        assert sum(milliseconds.values()) == pytest.approx(stage["turn"])
+        assert all(value >= 0 for value in milliseconds.values())
+        assert milliseconds["score"] >= stage["forwards"]["target"] > 0
+        assert milliseconds["draft"] >= stage["forwards"]["draft"]
+    assert {v["target"] for v in summary["verdicts"]} == set(benchmark.TARGETS)
+    assert not re.search(r"/(home|root|work|tmp|Users)\b", (quick_run / "env.json").read_text())
+
+
+def test_the_text_takes_the_same_bytes_for_any_number_of_drafts(benchmark, quick_run):
+    rows = benchmark.summarise_run(quick_run)["memory"]
+    assert [row["num_drafts"] for row in rows] == [0, 1, 4]
+    assert len({row["text_bytes"] for row in rows}) == 1
+    assert all(row["bytes"] >= row["text_bytes"] for row in rows)
+    assert rows[-1]["bytes"] < rows[-1]["copies_bytes"]
+
+
+def test_timing_leaves_the_loop_as_it_was():
+    pair = load_pair("bundled")
+    before = {name: getattr(decoding, name) for names in timing.STAGES.values() for name in names}
+    clock = timing.Clock(torch.device("cpu"))
+    settings = {"num_drafts": 2, "draft_length": 2, "generator": 0, "new_tokens": 20}
+    with clock.watching({"target": pair.target, "draft": pair.draft}):
+        watched = timing.run_turns(pair.target, pair.draft, [[5, 6], [7]], **settings)
+    assert all(getattr(decoding, name) is function for name, function in before.items())
+    assert {*timing.STAGES, "target forward", "draft forward"} == set(clock.seconds)
+    plain = timing.run_turns(pair.target, pair.draft, [[5, 6], [7]], **settings)
+    assert plain.emitted == watched.emitted and plain.count == watched.count
+    assert all(bool(turn.active.all()) for turn in plain.trace)
+    assert 1 <= plain.block_efficiency <= 3
+
+
+def test_the_fit_finds_the_costs_that_made_its_points():
+    made = timing.Costs(fixed=0.7, draft=0.2, score=0.03, error=0.0)
+    points = {(k, length): made.turn(k, length) for k in (1, 2, 8) for length in (2, 4, 8)}
+    found = timing.fit_costs(points)
+    for name in ("fixed", "draft", "score"):
+        assert getattr(found, name) == pytest.approx(getattr(made, name))
+    assert found.error < 1e-9
+
+
+def test_acceptance_for_a_block_efficiency():
+    assert timing.acceptance_for(sum(0.8**i for i in range(9)), 8) == pytest.approx(0.8)
+    assert timing.acceptance_for(9.0, 8) == pytest.approx(1)
+    assert timing.acceptance_for(9.1, 8) is None
+
+
+def test_what_is_needed_is_enough(benchmark):
+    """At the costs or the block efficiency it names, the fitted speed is the one that was wanted."""
+    fit = timing.Costs(fixed=1.0, draft=0.1, score=0.01, error=0.0)
+    corner = {"cost": {"median": fit.turn(8, 8)}, "block_efficiency": 7.0}
+    need = benchmark.needed(fit, corner, 8, 8)
+    assert need["block_efficiency_needed"] / fit.turn(8, 8) == pytest.approx(2.13)
+    cheaper = timing.Costs(1.0, need["draft_step_needed"], 0.01, 0.0)
+    assert 7.0 / cheaper.turn(8, 8) == pytest.approx(2.13)
+
+
+def test_verdicts_are_computed(benchmark):
+    at = {"num_drafts": 8, "draft_length": 8, "verifier": "kseq"}
+    slow = at | {"speedup": {"median": 2.0}, "gain": {"median": 1.5}}
+    fast = at | {"draft_length": 4, "speedup": {"median": 2.2}, "gain": {"median": 1.3}}
+    rows = benchmark.verdicts({"overhead": 0.1, "verification": 0.06}, slow, fast, None)
+    assert [row["met"] for row in rows] == [True, False, None, False, True, True, False]
+    assert rows[-1]["at"]["draft_length"] == 4 and rows[-1]["best"]
+
+
+def test_summary_is_generated_from_the_records(benchmark):
+    stored = json.loads(benchmark.SUMMARY.read_text(encoding="utf-8"))
+    assert stored == json.loads(json.dumps(benchmark.summarise()))
+
+
+def test_records_name_no_machine(benchmark):
+    for path in benchmark.RESULTS.rglob("*.json*"):
+        assert not re.search(r"/(home|root|work|tmp|Users)\b", path.read_text(encoding="utf-8"))
