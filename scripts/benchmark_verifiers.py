@@ -36,7 +36,7 @@ def drafts_taken(name: str, wanted: int) -> int:
     """`wanted`, or the number of drafts the rule is made for."""
     for k in (wanted, 2, 1):
         try:
-            return verifiers.get(name)._check_drafts(k)
+            return verifiers.get(name).check_drafts(k)
         except ValueError:
             continue
     raise ValueError(f"{name}: takes neither {wanted} drafts, nor 2, nor 1.")

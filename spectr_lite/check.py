@@ -399,7 +399,7 @@ class _Rule:
         """Whether the rule is defined for k drafts; only a Verifier can say no."""
         if self.ours:
             try:
-                self.rule._check_drafts(k)
+                self.rule.check_drafts(k)
             except ValueError:
                 return False
         return True

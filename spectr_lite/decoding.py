@@ -535,7 +535,7 @@ def _check_rule(rule: Verifier, num_drafts: int) -> None:
         )
     for k in (num_drafts, 1):
         try:
-            rule._check_drafts(k)
+            rule.check_drafts(k)
         except ValueError as error:
             raise ValueError(
                 f"verifier: {rule.name!r} cannot decode with num_drafts={num_drafts}, which may "

@@ -18,7 +18,7 @@ def decoding_rules() -> Iterator[tuple[str, int]]:
         rule = verifiers.get(name)
         for num_drafts in (1, 2, 3):
             try:
-                rule._check_drafts(num_drafts)
+                rule.check_drafts(num_drafts)
             except ValueError:
                 continue
             if IID in rule.valid_for:

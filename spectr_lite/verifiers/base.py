@@ -51,7 +51,7 @@ class Verifier(ABC):
     ) -> Any:
         """P(Y in S) with k drafts, shape (...). Raises ValueError for bad distributions or k < 1."""
         pair = check_pair(draft, target)
-        k = self._check_drafts(k)
+        k = self.check_drafts(k)
         law = self._check_law(law)
         return pair.restore(self.membership(pair.draft, pair.target, k, law))
 
@@ -65,7 +65,7 @@ class Verifier(ABC):
         """One token per row. `tokens`: (..., k) drafted ids, repeats kept, in the order drawn."""
         pair = check_pair(draft, target)
         drafted = _check_tokens(tokens, pair.draft)
-        self._check_drafts(drafted.shape[-1])
+        self.check_drafts(drafted.shape[-1])
         source = as_generator(generator, pair.draft.device)
         # Rows of a batch that share their drafts still draw their own random numbers.
         lead = torch.broadcast_shapes(drafted.shape[:-1], pair.draft.shape[:-1])
@@ -85,7 +85,7 @@ class Verifier(ABC):
         it is for tiny vocabularies; raises ValueError when V**(k+1) exceeds five million.
         """
         pair = check_pair(draft, target)
-        k = self._check_drafts(k)
+        k = self.check_drafts(k)
         law = self._check_law(law)
         shape = pair.draft.shape
         rows = [
@@ -150,7 +150,7 @@ class Verifier(ABC):
 
     # --- checks ---
 
-    def _check_drafts(self, k: int) -> int:
+    def check_drafts(self, k: int) -> int:
         """k as an int; rules made for one number of drafts narrow this."""
         return check_count(k, "k")
 
@@ -211,7 +211,7 @@ def _verify_tree(
             f"paths, draft_laws, target_laws: shapes {tuple(drafted.shape)}, {tuple(draft.shape)}, "
             f"{tuple(target.shape)}. They must be (..., K, L), (..., K, L, V) and (..., K, L + 1, V)."
         )
-    rule._check_drafts(drafted.shape[-2])
+    rule.check_drafts(drafted.shape[-2])
     drafted = _check_tokens(drafted.unsqueeze(-1), draft).squeeze(-1)
     dtype = torch.promote_types(draft.dtype, target.dtype)
     source = as_generator(generator, draft.device)

@@ -36,8 +36,8 @@ class BlockVerification(TreeVerifier):
     ) -> Tensor:
         return torch.minimum(draft, target).sum(-1)
 
-    def _check_drafts(self, k: int) -> int:
-        k = super()._check_drafts(k)
+    def check_drafts(self, k: int) -> int:
+        k = super().check_drafts(k)
         if k != 1:
             raise ValueError(
                 f"k: 'block' is defined for one path, found {k}. 'multipath-block' and 'optimal-block' "

@@ -55,8 +55,8 @@ class Coupling(Verifier):
         corrected = sample(left.expand(*tokens.shape[:-1], -1), generator)
         return torch.where(accepted[..., 0], tokens[..., 0], corrected)
 
-    def _check_drafts(self, k: int) -> int:
-        k = super()._check_drafts(k)
+    def check_drafts(self, k: int) -> int:
+        k = super().check_drafts(k)
         if k != 1:
             raise ValueError(
                 f"k: 'coupling' is defined for one draft, found {k}. 'kseq' with k=1 is the same rule, "

@@ -57,8 +57,8 @@ class SpecHub(Verifier):
         corrected = sample((target - rest).clamp_min(0), generator)
         return torch.where(accepted.squeeze(-1), other.squeeze(-1), corrected)
 
-    def _check_drafts(self, k: int) -> int:
-        k = super()._check_drafts(k)
+    def check_drafts(self, k: int) -> int:
+        k = super().check_drafts(k)
         if k != 2:
             raise ValueError(
                 f"k: 'spechub' is defined for two drafts, found {k}. 'target-only' takes any number "

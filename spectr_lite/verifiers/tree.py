@@ -136,7 +136,7 @@ def block_law(
     number of accepted tokens. Sums over all V^(K L) ways to draft K i.i.d. paths.
     """
     rule._check_law(IID())
-    k, length = rule._check_drafts(num_drafts), check_count(draft_length, "draft_length")
+    k, length = rule.check_drafts(num_drafts), check_count(draft_length, "draft_length")
     drafts, targets = next_laws(draft, length - 1, context), next_laws(target, length, context)
     for laws, name in ((drafts, "draft"), (targets, "target")):
         for table in laws:
