@@ -1,4 +1,4 @@
-"""`python -m spectr_lite`: check selection rules on your own distributions, or decode text."""
+"""`python -m spectr_lite`: check selection rules, decode text, reproduce the paper's experiments."""
 
 from __future__ import annotations
 
@@ -186,13 +186,24 @@ def _add_decode(commands: argparse._SubParsersAction, asked: bool) -> None:
         parser.set_defaults(run=decode_command.run)
 
 
+def _add_reproduce(commands: argparse._SubParsersAction, asked: bool) -> None:
+    parser = commands.add_parser("reproduce", help="run the paper's experiments, record and verify")
+    if asked:
+        from spectr_lite.reproduce import command
+
+        command.add_arguments(parser)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = _Parser(prog="spectr_lite", description=spectr_lite.__doc__)
     parser.add_argument("--version", action="version", version=spectr_lite.__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="check | decode")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="check | decode | reproduce"
+    )
     _add_check(commands)
     _add_decode(commands, asked="decode" in arguments[:1])
+    _add_reproduce(commands, asked="reproduce" in arguments[:1])
     args = parser.parse_args(arguments)
     try:
         return args.run(args)

@@ -1,4 +1,4 @@
-"""The two statistical facts of this book: a mean's 95% interval, and whether samples follow a law.
+"""The statistical facts of this book: 95% intervals of means and ratios; whether samples follow a law.
 
 Interval: mean +- t(0.975, n - 1) s / sqrt(n). What is averaged here, such as the block efficiency
 of a prompt, is bounded and independent from prompt to prompt: from some twenty values on the mean
@@ -42,6 +42,24 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
         return Interval(mean, -np.inf, np.inf, 1)
     half = float(stats.t.ppf(0.975, values.size - 1) * stats.sem(values))
     return Interval(mean, mean - half, mean + half, values.size)
+
+
+def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> tuple[Interval, np.ndarray]:
+    """sum a_i / sum b_i over n independent units, with its 95% interval, and each unit's influence.
+
+    Delta method: r = sum a / sum b varies like the mean of r + (a_i - r b_i) / mean(b), (n,), which is
+    the second answer: the interval of a difference of two ratios over the same units is that of the
+    mean of the difference of their influences.
+    """
+    above, below = (np.asarray(part, np.float64) for part in (numerators, denominators))
+    if above.shape != below.shape or below.size == 0 or not (below > 0).all():
+        raise ValueError(
+            f"denominators: give one positive number per numerator; got shapes {above.shape} and "
+            f"{below.shape}, smallest denominator {below.min() if below.size else None}"
+        )
+    ratio = above.sum() / below.sum()
+    influence = ratio + (above - ratio * below) / below.mean()
+    return mean_interval(influence), influence
 
 
 @dataclass(frozen=True)
