@@ -45,6 +45,7 @@ check-site: $(STAMP)  ## Check the built site, in headless Chromium too where th
 
 front-page: $(STAMP)
 	$(BIN)/python scripts/front_page.py
+	$(BIN)/python scripts/models_page.py
 
 constraints: $(STAMP)  ## Write the versions now installed to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt

@@ -425,7 +425,7 @@ def stage_export(run: Run, settings: Settings) -> None:
 
 def card(run: Run, settings: Settings, pair: Pair, evaluation: dict) -> str:
     """The model card, all of it from the run's own records."""
-    curve = [json.loads(line) for line in (run.records / "curve.jsonl").open()]
+    curve = [json.loads(line) for line in (run.records / "curve.jsonl").read_text().splitlines()]
     sessions = json.loads((run.records / "env.json").read_text())["sessions"]
     distilled = "test_before_distillation" in evaluation
     stages = ["target", "draft", "distil"] if distilled else ["target", "draft"]
@@ -451,6 +451,12 @@ def card(run: Run, settings: Settings, pair: Pair, evaluation: dict) -> str:
         f"| {part} | {len(ids)} | {evaluation['tokens'][part]:,} |"
         for part, ids in settings.split.items()
     ]
+    losses = {stage: [r for r in curve if r["stage"] == stage and r["step"]] for stage in stages}
+    progress = []
+    for sixth in range(1, 7):
+        at = [losses[stage][len(losses[stage]) * sixth // 6 - 1] for stage in ("target", "draft")]
+        cells = [f"{row['tokens'] / 1e6:.1f} M | {row['held_out_loss']:.3f}" for row in at]
+        progress.append(f"| {' | '.join(cells)} |")
     rows = {
         "draft before distillation, test speeches": evaluation.get("test_before_distillation"),
         "draft, test speeches": evaluation["test"],
@@ -510,6 +516,12 @@ each from the start of a sentence of a test speech, for `spectr_lite.prompts`.
 Cosine learning rate. The draft is first trained alone, then distilled from the target:
 forward KL, and for the last {1 - settings.total_variation_from:.0%} of the steps total variation.
 Half of each distillation batch was sampled from the target.
+
+Loss on held-out speeches, in nats per token, as the training went on:
+
+| tokens, target | loss | tokens, draft | loss |
+|---|---|---|---|
+{line.join(progress)}
 
 Device: {devices};
 shared with other work while the minutes above were taken;
