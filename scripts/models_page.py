@@ -153,11 +153,20 @@ def curves() -> str:
         "-",
         color=plotting.COLORS["draft"],
     )
+    settings = json.loads((records / "config.json").read_text())
+    switch = rows[-1]["tokens"] / 1e6 * settings["total_variation_from"]
+    acceptance.axvline(switch, color=plotting.COLORS["coupling"], linestyle="--")
+    acceptance.annotate(
+        "total variation",
+        (switch, rows[0]["held_out_acceptance"]),
+        (-4, 0),
+        textcoords="offset points",
+        ha="right",
+    )
     acceptance.set(xlabel="million tokens of distillation", ylabel="acceptance, one draft")
     figure.savefig(OUT / "training.svg")
     plt.close(figure)
 
-    settings = json.loads((records / "config.json").read_text())
     parts = []
     for stage in ("target", "draft"):
         rows = {row["step"]: row["held_out_loss"] for row in stages[stage]}
