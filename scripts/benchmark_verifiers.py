@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[50_000, 128_000])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the record goes")
     parser.add_argument("--summarise", action="store_true", help="only rewrite the summary")
     options = parser.parse_args()
     if not options.summarise:
@@ -169,7 +170,7 @@ def main() -> None:
                             "multipath-block", "optimal-block"],
         }  # fmt: skip
         start = datetime.datetime.now(datetime.UTC)
-        folder = RESULTS / (options.run_id or f"{options.device}-{start:%Y%m%d-%H%M%S}")
+        folder = options.results / (options.run_id or f"{options.device}-{start:%Y%m%d-%H%M%S}")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         env = {
@@ -184,6 +185,8 @@ def main() -> None:
         measure(config, folder)
         env["end"] = experiment.now()
         (folder / "env.json").write_text(json.dumps(env, indent=2) + "\n", encoding="utf-8")
+    if options.results != RESULTS:
+        return
     SUMMARY.parent.mkdir(parents=True, exist_ok=True)
     SUMMARY.write_text(json.dumps(summarise(), indent=1) + "\n", encoding="utf-8")
 
