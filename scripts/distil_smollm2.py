@@ -61,7 +61,7 @@ class Settings:
     # costs, total variation.
     shape: str = "narrow-8k"
     shape_tokens: int = 80_000
-    tokens: int = 6_000_000
+    tokens: int = 3_000_000
     batch: int = 8
     total_variation_from: float = 0.8
     init: str = ""  # SHA-256 of the weights it begins from
@@ -634,7 +634,7 @@ minutes. Forward KL, and for the last {final:.0%} of the steps total variation.
 Device: {trained["device"]}, shared with other work; bfloat16 products, float32 weights;
 torch {torch_version}; commit {commit}.
 
-The shape was chosen after {shapes[0]["tokens"]:,} tokens of each. Cost is multiply-adds per token
+Shapes were compared after {shapes[0]["tokens"]:,} tokens of each. Cost is multiply-adds per token
 over those of the target, attention left out.
 
 | shape | own parameters | multiply-adds | cost | acceptance | acceptance per cost |
