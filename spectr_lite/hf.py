@@ -141,6 +141,7 @@ class Processed:
         self.model, self.processors, self.input_ids = model, processors, input_ids
         self.config, self.vocab_size, self.device = model.config, model.vocab_size, model.device
         self.prompt_length = mask.sum(1)
+        self.longest = int(self.prompt_length.max())
 
     def new_cache(self, batch: int, slots: int) -> TextCache:
         tokens = torch.zeros(batch, slots, dtype=torch.int64, device=self.device)
@@ -155,14 +156,13 @@ class Processed:
         """
         scores = self.model(tokens, positions, cache.entries, slots, mask).float()
         cache.tokens.scatter_(1, slots, tokens)
+        if mask.shape[-1] < self.longest:  # a prompt is being read: nobody uses these
+            return scores
+        if all(isinstance(processor, SCORES_ALONE) for processor in self.processors):
+            return self._process(self.input_ids, scores.flatten(0, 1)).view_as(scores)
         slot = torch.arange(mask.shape[-1], device=mask.device)
         new = mask & (slot >= self.prompt_length[:, None])[:, None]
-        # The logits inside a prompt are not used by anyone.
         count = new.sum(-1).masked_fill(slots < self.prompt_length[:, None] - 1, -1)
-        if all(isinstance(processor, SCORES_ALONE) for processor in self.processors):
-            row, node = (count >= 0).nonzero(as_tuple=True)
-            scores[row, node] = self._process(self.input_ids[row], scores[row, node])
-            return scores
         # A processor may know the rows by their number, and wants texts of one length: it is called
         # with one node of every row. A row that has no more nodes of that length sends any text.
         for length in count.unique().tolist():
