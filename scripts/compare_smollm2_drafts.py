@@ -1,20 +1,18 @@
 """How good SmolLM2's drafts are, and what each of their tokens costs.
 
     make smollm2
-    python scripts/compare_smollm2_drafts.py --run-id ID       about six minutes on one core
+    python scripts/compare_smollm2_drafts.py --run-id ID       about ten minutes on one core
     python scripts/compare_smollm2_drafts.py --summary         only rewrites the summary
 
 Two texts, both written by the target at temperature 1 and seen by no draft: its own, from the start
 of a text, and its continuations of the State of the Union prompts. At every place the target's law
-and each draft's are compared. Raw records go to results/smollm2-drafts/ID, the summary of the newest
-run to spectr_lite/results/smollm2-drafts.json.
+and each draft's are compared. A killed run goes on with the drafts it lacks. Raw records go to
+results/smollm2-drafts/ID, the summary of the newest run to spectr_lite/results/smollm2-drafts.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import hashlib
 import json
 import statistics
 import sys
@@ -23,6 +21,7 @@ from pathlib import Path
 
 import torch
 from distil_smollm2 import END, multiply_adds, own_parameters, write_text
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spectr_lite import experiment, prompts, verifiers
@@ -67,21 +66,22 @@ def measure(target: Transformer, draft: torch.nn.Module, texts: dict[str, Tensor
         first = PROMPT - 1 if text == "sotu" else 0
         for row, tokens in enumerate(rows):
             goal, law = (
-                model(tokens[None, :-1])[0, first:].float().softmax(-1) for model in (target, draft)
+                model(tokens[None, :-1].to(target.device))[0, first:].float().softmax(-1)
+                for model in (target, draft)
             )
             few, fewer = goal[::EVERY], law[::EVERY]
-            records.append(
-                {
-                    "text": text,
-                    "row": row,
-                    "places": len(goal),
-                    "acceptance": torch.minimum(goal, law).sum(-1).mean().item(),
-                    "optimum": {
-                        str(k): optimal_acceptance(fewer, few, k).mean().item() for k in DRAFTS
-                    },
-                    "kseq": {str(k): kseq.acceptance(fewer, few, k).mean().item() for k in DRAFTS},
-                }
-            )
+            record = {
+                "text": text,
+                "row": row,
+                "places": len(goal),
+                "acceptance": torch.minimum(goal, law).sum(-1).mean().item(),
+                "places for k > 1": len(few),
+                "kseq": {"8": kseq.acceptance(fewer, few, 8).mean().item()},
+                "optimum": {
+                    str(k): optimal_acceptance(fewer, few, k).mean().item() for k in DRAFTS
+                },
+            }
+            records.append(rounded(record))
     return records
 
 
@@ -104,55 +104,72 @@ def seconds_per_token(models: dict[str, torch.nn.Module], repeats: int = 40) -> 
 
 
 def record(run_id: str, device: str) -> None:
+    """Measure every draft the run does not hold yet, then time all models in one go."""
     folder = RESULTS / run_id
-    if folder.exists():
-        raise ValueError(f"run-id {run_id} exists, see {folder}; give this run another id")
-    packages = ("torch", "numpy", "tokenizers", "gguf")
-    env = {
+    folder.mkdir(parents=True, exist_ok=True)
+    session = {
         "command": " ".join(["python", "scripts/compare_smollm2_drafts.py", *sys.argv[1:]]),
         "start": experiment.now(),
         "dtype": "float32; the texts sampled in bfloat16",
-        **experiment.environment(ROOT, SOURCES, packages, device),
+        **experiment.environment(ROOT, SOURCES, ("torch", "numpy", "tokenizers", "gguf"), device),
     }
-    names = list(smollm2.DRAFTS)
-    pair = load_pair(names[0], device)
+    first, *_ = names = list(smollm2.DRAFTS)
+    pair = load_pair(first, device)
     target = pair.target
     chosen = prompts.load("sotu", pair.tokenizer, count=ROWS, length=PROMPT)
-    writer = load_pair(names[0], device, torch.bfloat16).target
-    texts = sample_texts(writer, chosen.tokens)
-    models = {"target": target} | {name: smollm2.DRAFTS[name](target) for name in names}
-    seconds = seconds_per_token(models)
-    records = []
-    for name, model in models.items():
-        cost = multiply_adds(model)
-        line = {"model": name, "multiply_adds": cost, "seconds_per_token": seconds[name]}
-        if name != "target":
-            line["parameters"] = own_parameters(model)
-        records.append(line)
-        print(json.dumps(line), flush=True)
+    if not (folder / "texts.safetensors").exists():
+        writer = load_pair(first, device, torch.bfloat16).target
+        texts = sample_texts(writer, chosen.tokens)
+        save_file({k: v.to(torch.uint16) for k, v in texts.items()}, folder / "texts.safetensors")
+    texts = {k: v.long() for k, v in sorted(load_file(folder / "texts.safetensors").items())}
+    done = {line["model"] for line in read_records(run_id) if "text" in line}
+    models = {"target": target}
     for name in names:
-        began = time.monotonic()
-        records += [{"draft": name, **row} for row in measure(target, models[name], texts)]
-        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+        models[name] = smollm2.DRAFTS[name](target)
+        if name not in done:
+            began = time.monotonic()
+            lines = [{"model": name, **line} for line in measure(target, models[name], texts)]
+            append(run_id, lines)
+            print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+    seconds = seconds_per_token(models)
+    append(
+        run_id,
+        [
+            {
+                "model": name,
+                "multiply_adds": multiply_adds(model),
+                "parameters": own_parameters(model),
+                "seconds_per_token": float(f"{seconds[name]:.4g}"),
+                "time": session["start"],
+            }
+            for name, model in models.items()
+        ],
+    )
     config = {
         "seed": SEED,
         "rows": ROWS,
         "length": LENGTH,
-        "prompts": chosen.sha256,
-        "texts_sha256": {
-            text: hashlib.sha256(rows.int().numpy().tobytes()).hexdigest()
-            for text, rows in texts.items()
-        },
+        "prompts_sha256": chosen.sha256,
         "target_sha256": smollm2.SHA256,
-        "draft_files": json.loads((smollm2.SHIPPED / "config.json").read_text()),
+        "shipped": json.loads((smollm2.SHIPPED / "config.json").read_text()),
         "temperature": 1.0,
-        "places_for_k_above_1": EVERY,
+        "every_for_k_above_1": EVERY,
     }
-    folder.mkdir(parents=True)
-    for name, content in (("config", config), ("env", env | {"end": experiment.now()})):
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    lines = "".join(json.dumps(line) + "\n" for line in records)
-    (folder / "records.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    env = folder / "env.json"
+    sessions = json.loads(env.read_text())["sessions"] if env.exists() else []
+    sessions.append(session | {"end": experiment.now()})
+    env.write_text(json.dumps({"sessions": sessions}, indent=1) + "\n")
+
+
+def read_records(run_id: str) -> list[dict]:
+    path = RESULTS / run_id / "records.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append(run_id: str, lines: list[dict]) -> None:
+    with (RESULTS / run_id / "records.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def predicted(first: float, later: float) -> float:
@@ -162,11 +179,9 @@ def predicted(first: float, later: float) -> float:
 
 def summary(run_id: str) -> dict:
     """The table: one entry per draft, its `texts` with intervals over the rows."""
-    folder = RESULTS / run_id
-    lines = gzip.decompress((folder / "records.jsonl.gz").read_bytes()).decode().splitlines()
-    records = [json.loads(line) for line in lines]
-    env = json.loads((folder / "env.json").read_text())
-    models = {line["model"]: line for line in records if "model" in line}
+    records = read_records(run_id)
+    (*_, session) = json.loads((RESULTS / run_id / "env.json").read_text())["sessions"]
+    models = {line["model"]: line for line in records if "multiply_adds" in line}
     target, drafts = models.pop("target"), []
     for name, line in models.items():
         cost = line["multiply_adds"] / target["multiply_adds"]
@@ -179,7 +194,7 @@ def summary(run_id: str) -> dict:
             "texts": {},
         }
         for text in ("own", "sotu"):
-            rows = [r for r in records if r.get("draft") == name and r["text"] == text]
+            rows = [r for r in records if r["model"] == name and r.get("text") == text]
             found = mean_interval([row["acceptance"] for row in rows])
             optimum, kseq = (
                 {k: statistics.fmean(row[key][k] for row in rows) for k in rows[0][key]}
@@ -205,8 +220,8 @@ def summary(run_id: str) -> dict:
         drafts.append(entry)
     return {
         "run": run_id,
-        "device": env["device"],
-        "load_average": env["load_average"],
+        "device": session["device"],
+        "load_average": session["load_average"],
         "draft_length": DRAFT_LENGTH,
         "target_multiply_adds": target["multiply_adds"],
         "drafts": drafts,
@@ -214,10 +229,12 @@ def summary(run_id: str) -> dict:
 
 
 def write_summary() -> Path:
-    """Of the newest run, by its start."""
-    runs = {path.parent.name: json.loads(path.read_text()) for path in RESULTS.glob("*/env.json")}
-    newest = max(runs, key=lambda run: runs[run]["start"])
-    SUMMARY.write_text(json.dumps(rounded(summary(newest)), indent=1) + "\n")
+    """Of the newest run, by its last session."""
+    runs = {
+        path.parent.name: json.loads(path.read_text())["sessions"][-1]["start"]
+        for path in RESULTS.glob("*/env.json")
+    }
+    SUMMARY.write_text(json.dumps(rounded(summary(max(runs, key=runs.get))), indent=1) + "\n")
     return SUMMARY
 
 
