@@ -1,5 +1,7 @@
-"""Provenance: a run knows its commit, and whether the code had changed since."""
+"""A run knows its commit; its records survive a kill; what was changed later is found."""
 
+import gzip
+import json
 import subprocess
 
 import pytest
@@ -30,3 +32,100 @@ def test_a_changed_source_makes_a_run_dirty(checkout):
 def test_outside_a_checkout_there_is_no_commit_to_record(tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
         experiment.environment(tmp_path, ["."], [])
+
+
+@pytest.fixture
+def run(tmp_path):
+    fields = {"cell": str, "prompt": int, "value": float}
+    found = experiment.Run(tmp_path / "run", {"records": fields}, {"records": ("cell", "prompt")})
+    found.open({"cells": ["a"]}, resume=False, kinds=["records"])
+    found.note({"phase": "all", "command": "python", "start": "now", "end": None})
+    return found
+
+
+def record(prompt, cell="a"):
+    return {"cell": cell, "prompt": prompt, "value": prompt / 2}
+
+
+def test_parts_merge_to_the_same_bytes_in_any_order(run):
+    run.append("records", 0, [record(1), record(0)])
+    run.append("records", 1, [record(2), record(0, "b"), record(1)])
+    run.finish("records")
+    first = (run.folder / "records.jsonl.gz").read_bytes()
+    assert run.verify() == {"records.jsonl.gz": 4}
+    assert [path.name for path in run.files("records")] == ["records.jsonl.gz"]
+    run.append("records", 3, [record(0)])  # a resumed run that had nothing to add
+    run.finish("records")
+    assert (run.folder / "records.jsonl.gz").read_bytes() == first
+    run.append("records", 0, [{**record(1), "value": 9.0}])
+    with pytest.raises(ValueError, match=r"two records for .*'prompt': 1"):
+        run.read("records")
+
+
+@pytest.mark.parametrize("cut", [1, 5, 39])
+def test_an_unfinished_last_line_is_cut_and_made_again(run, cut, capsys):
+    run.append("records", 0, [record(0), record(1)])
+    path = run.folder / "records.part-0.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert run.done("records") == {("a", 0)}
+    run.mend("records", 0)
+    assert "cut an unfinished record" in capsys.readouterr().out
+    run.append("records", 0, [record(1)])
+    assert run.read("records") == [record(0), record(1)]
+
+
+def test_damage_in_the_middle_names_file_and_line(run):
+    run.append("records", 0, [record(0), record(1), record(2)])
+    path = run.folder / "records.part-0.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1][:9], lines[2], ""]))
+    with pytest.raises(ValueError, match=r"records\.part-0\.jsonl, line 2: not a record"):
+        run.read("records")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("config.json", lambda content: content.replace(b"a", b"b"), "manifest.json promises"),
+        ("records.jsonl.gz", lambda content: content[:-9], "damaged"),
+        ("records.jsonl.gz", lambda content: gzip.compress(b"{}\n"), "manifest.json promises"),
+    ],
+)
+def test_verification_finds_what_was_changed(run, name, change, message):
+    run.append("records", 0, [record(0)])
+    run.finish("records")
+    path = run.folder / name
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        run.verify()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"cell": "a", "prompt": 0}, "line 1: fields"),
+        ({**record(0), "value": 1}, "line 1: value is 1, expected float"),
+    ],
+)
+def test_verification_reads_the_schema(run, wrong, message):
+    lines = json.dumps(wrong) + "\n"
+    (run.folder / "records.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
+    experiment.write_json(run.folder / "manifest.json", run.hashes())
+    with pytest.raises(ValueError, match=message):
+        run.verify()
+
+
+def test_a_run_is_only_gone_on_with_when_asked_and_with_the_same_settings(run):
+    run.append("records", 0, [record(0)])
+    with pytest.raises(ValueError, match="Add --resume"):
+        run.open({"cells": ["a"]}, resume=False, kinds=["records"])
+    run.open({"cells": ["a"]}, resume=True, kinds=["records"])
+    run.open({"cells": ["a"]}, resume=False, kinds=[])
+    with pytest.raises(ValueError, match=r"other settings \(cells\)"):
+        run.open({"cells": ["b"]}, resume=True, kinds=["records"])
+    with pytest.raises(FileNotFoundError, match="not a finished run"):
+        run.verify()
+    run.finish("records")
+    run.append("records", 0, [record(1)])
+    with pytest.raises(ValueError, match="is not merged"):
+        run.verify()

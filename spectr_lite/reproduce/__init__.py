@@ -4,8 +4,9 @@
     python -m spectr_lite reproduce appendix-e                          latency along K and along L
     python -m spectr_lite reproduce verify results/table1/bundled-cpu-1   a finished run, by its hashes
 
-A run is results/<experiment>/<run-id>/ (table1: <pair>-<run-id>/) with config.json, env.json (one entry per session), manifest.json
-(hashes) and its records, gzipped JSON lines in a fixed order. Table 1 has three kinds:
+A run is results/<experiment>/<run-id>/ (table1: <pair>-<run-id>/) with config.json, env.json (one entry
+per session), manifest.json (hashes) and its records, gzipped JSON lines in a fixed order. Table 1 has
+three kinds:
 
 records      {"cell": "kseq K=8 L=4 T=1.0", "verifier", "num_drafts", "draft_length", "temperature",
               "seed", "prompt" (its number), "calls", "emitted"}         batched; one per prompt and seed

@@ -26,7 +26,7 @@ SHAPE = {"vocab_size": 16_384, "context": 512}
 TARGET = TransformerConfig(**SHAPE, width=768, layers=12, heads=12, kv_heads=12, ffn=2048)
 DRAFT = TransformerConfig(**SHAPE, width=256, layers=2, heads=4, kv_heads=4, ffn=688)
 CELLS = [(0, 0), *((k, 4) for k in (1, 2, 4, 8, 16)), *((8, n) for n in (1, 2, 8)), (1, 8)]
-STAGES = tuple(timing.STAGES)
+STAGES = timing.STAGES
 SCHEMA = {
     "records": {"num_drafts": int, "draft_length": int, "round": int, "calls": int}
     | dict.fromkeys((*STAGES, "turn"), float)
@@ -68,21 +68,17 @@ def measure(
     cells = [tuple(cell) for cell in config["cells"]]
     run.mend("records", 0)
     done = run.done("records")
-    device = torch.device(target.device)
     progress = Progress((config["rounds"] + 1) * len(cells), "latency")
 
     def stages(cell: tuple[int, int], number: int) -> Record:
         generator = torch.Generator().manual_seed(number)
         prompt = torch.randint(target.vocab_size, (config["prompt_length"],), generator=generator)
-        clock = timing.Clock(device)
-        with clock.watching({}):
-            turns = timing.run_turns(
-                target, draft, [prompt.tolist()], new_tokens=config["new_tokens"],
-                after_first=clock.seconds.clear, generator=number, verifier=config["verifier"],
-                num_drafts=cell[0], draft_length=cell[1],
-            )  # fmt: skip
+        turns = timing.stage_turns(
+            target, draft, [prompt.tolist()], new_tokens=config["new_tokens"], generator=number,
+            verifier=config["verifier"], num_drafts=cell[0], draft_length=cell[1],
+        )  # fmt: skip
         progress.add(1, f"K={cell[0]} L={cell[1]}")
-        each = {stage: clock.seconds.get(stage, 0.0) / turns.count for stage in STAGES}
+        each = {stage: turns.stages[stage] / turns.count for stage in STAGES}
         place = {"num_drafts": cell[0], "draft_length": cell[1], "round": number}
         return {**place, "calls": turns.count, **each, "turn": turns.per_turn}
 

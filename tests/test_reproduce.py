@@ -1,0 +1,245 @@
+"""`python -m spectr_lite reproduce`: kill and resume, two processes, errors, and what is shipped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
+
+from spectr_lite import models, reproduce, stats
+from spectr_lite.__main__ import main
+from spectr_lite.reproduce import appendix_e, command, table1
+
+ROOT = Path(__file__).resolve().parent.parent
+CELLS = ["--cell", "kseq:3:4", "--cell", "traversal:2:4:0.8"]
+TABLE = ["table1", "--device", "cpu", *CELLS, "--prompts", "18", "--phase", "block-efficiency"]
+FINISHED = "tiny-x/records.jsonl.gz"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A directory with a random pair over bytes, which decodes in no time."""
+    folder = tmp_path_factory.mktemp("pair") / "tiny"
+    folder.mkdir()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: place for place, token in enumerate([*alphabet, models.END_OF_TEXT])}
+    tokenizer = Tokenizer(BPE(vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    shape = {"vocab_size": 257, "heads": 2, "kv_heads": 2, "context": 128, "layers": 1}
+    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    config = {"tokenizer": {"file": "tokenizer.json", "sha256": digest}}
+    torch.manual_seed(0)
+    for role, width in (("target", 16), ("draft", 8)):
+        architecture = {**shape, "width": width, "ffn": 2 * width}
+        model = models.Transformer(models.TransformerConfig(**architecture))
+        model.embed_tokens.weight.data *= 10  # so that the two disagree at times
+        path = folder / f"{role}.safetensors"
+        save_file(model.state_dict(), path)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        config[role] = {"file": path.name, "sha256": sha256, "architecture": architecture}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, tmp_path_factory) -> Path:
+    """results/table1 of a run that nothing disturbed."""
+    results = tmp_path_factory.mktemp("results")
+    assert reproduce_here(tiny, results) == 0
+    return results / "table1"
+
+
+def arguments(tiny: Path, results: Path) -> list[str]:
+    return ["reproduce", *TABLE, "--pair", str(tiny), "--results", str(results), "--run-id", "x"]
+
+
+def reproduce_here(tiny: Path, results: Path, *more: str) -> int:
+    return main([*arguments(tiny, results), *more])
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
+    tiny, uninterrupted, tmp_path, capfd
+):
+    python = [sys.executable, "-m", "spectr_lite"]
+    process = subprocess.Popen([*python, *arguments(tiny, tmp_path)], cwd=ROOT)
+    part = tmp_path / "table1" / "tiny-x" / "records.part-0.jsonl"
+    while not part.exists() or part.stat().st_size < 3000:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    survived = part.read_bytes()
+    part.write_bytes(survived[:-7])  # as if the kill had come in the middle of a write
+    kept = survived[: survived[:-7].rindex(b"\n") + 1]
+    assert reproduce_here(tiny, tmp_path) == 2
+    assert "Add --resume" in capfd.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:  # nothing that was recorded is decoded again
+        asked = []
+        decode = table1._decode_batch
+        patch.setattr(
+            table1, "_decode_batch", lambda *a: asked.append((a[1].name, a[4])) or decode(*a)
+        )
+        assert reproduce_here(tiny, tmp_path, "--resume") == 0
+    assert "cut an unfinished record" in capfd.readouterr().out
+    records = kept.decode().splitlines()
+    units = {(r["cell"], r["seed"], r["prompt"] // 16) for r in map(json.loads, records)}
+    assert len(asked) <= 2 * 3 * 2 - len(units) + 1 < 12
+    ended = (tmp_path / "table1" / FINISHED).read_bytes()
+    assert ended == (uninterrupted / FINISHED).read_bytes()
+
+
+def test_two_processes_leave_the_records_of_one(tiny, uninterrupted, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "spectr_lite"]
+    process = subprocess.run(
+        [*torchrun, *arguments(tiny, tmp_path)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    ended = (tmp_path / "table1" / FINISHED).read_bytes()
+    assert ended == (uninterrupted / FINISHED).read_bytes()
+    env = json.loads((tmp_path / "table1" / "tiny-x" / "env.json").read_text())
+    assert env["sessions"][0]["processes"] == 2
+    assert str(tmp_path) not in json.dumps(env)
+
+
+def test_a_finished_run_is_verified_and_damage_found(uninterrupted, tmp_path, capsys):
+    assert main(["reproduce", "verify", str(uninterrupted / "tiny-x")]) == 0
+    assert "108 records" in capsys.readouterr().out
+    copy = tmp_path / "table1" / "tiny-x"
+    shutil.copytree(uninterrupted / "tiny-x", copy)
+    config = copy / "config.json"
+    config.write_text(config.read_text().replace('"new_tokens": 32', '"new_tokens": 33', 1))
+    assert main(["reproduce", "verify", str(copy)]) == 2
+    assert "config.json: manifest.json promises" in capsys.readouterr().err
+
+
+def test_phases_add_to_one_run_and_its_summary(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(table1, "TIMED_TOKENS", 16)
+    monkeypatch.setattr(table1, "setting", lambda *_: (table1.grid((1, 2), (3,)), 3, 2, 2))
+    run = ["reproduce", "table1", "--device", "cpu", "--pair", str(tiny), "--run-id", "x"]
+    run += ["--results", str(tmp_path), "--phase"]
+    for phase in command.PHASES:
+        assert main([*run, phase]) == 0
+    assert "autoregressive K=0 L=0 T=1.0" in capsys.readouterr().out
+    folder = tmp_path / "table1" / "tiny-x"
+    assert main(["reproduce", "verify", str(folder)]) == 0
+    found = command.summary_of(command._run("table1", folder))
+    assert found["label"] == "CPU full setting" and found["prompts"] == 3
+    by_name = {(c["verifier"], c["num_drafts"]): c for c in found["cells"]}
+    assert by_name["autoregressive", 0]["block_efficiency"] == 1
+    kseq, optimal = by_name["kseq", 2], by_name["optimal", 2]
+    assert kseq["gain"] is None and kseq["continuations"] == 9
+    gain = optimal["gain"]
+    assert gain["difference"] == pytest.approx(
+        optimal["block_efficiency"] - kseq["block_efficiency"]
+    )
+    assert by_name["kseq", 1]["speed"]["n"] == 2 and by_name["kseq", 1]["steps"] > 0
+    optimum = {
+        (row["law"], row["k"]): row["acceptance"]
+        for row in found["draft_laws"]
+        if row["rule"] == "optimum"
+    }
+    assert optimum["iid", 4] <= optimum["without-replacement", 4] + 1e-9
+
+
+def test_time_that_is_up_ends_a_run_with_whole_rounds(tiny, tmp_path):
+    assert reproduce_here(tiny, tmp_path, "--minutes", "0.004") == 0
+    run = command._run("table1", tmp_path / "table1" / "tiny-x")
+    places: dict[str, set] = {}
+    for record in run.read("records"):
+        places.setdefault(record["cell"], set()).add((record["seed"], record["prompt"]))
+    assert len({frozenset(found) for found in places.values()}) <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table1", "--cell", "kseq:8"], "--cell: found 'kseq:8'. Give RULE:K:L"),
+        (["table1", "--cell", "magic:8:4"], "no rule named 'magic'"),
+        (["table1", "--prompts", "0"], "--prompts: found 0"),
+        (["table1", "--prompts", "1001", "--device", "cpu"], "count=1001"),
+        (["table1", "--pair", "nowhere"], "neither a known pair nor a directory"),
+        (["verify", "results"], "Give results/EXPERIMENT/RUN-ID"),
+        (["verify", "results/table1/none"], "not a finished run"),
+    ],
+)
+def test_errors_name_the_argument(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_appendix_e_records_every_stage(tmp_path, monkeypatch, capsys):
+    small = {"vocab_size": 64, "context": 128, "layers": 1, "heads": 2, "kv_heads": 2}
+    for name, width in (("TARGET", 16), ("DRAFT", 8)):
+        shape = models.TransformerConfig(**small, width=width, ffn=2 * width)
+        monkeypatch.setattr(appendix_e, name, shape)
+    monkeypatch.setattr(appendix_e, "CELLS", [(0, 0), (2, 3)])
+    run = ["reproduce", "appendix-e", "--device", "cpu", "--rounds", "2"]
+    assert main([*run, "--results", str(tmp_path)]) == 0
+    folder = tmp_path / "appendix-e" / "cpu"
+    assert main(["reproduce", "verify", str(folder)]) == 0
+    _, row = command.summary_of(command._run("appendix-e", folder))["cells"]
+    assert row["n"] == 2 and row["positions"] == 7
+    assert 0 < row["draft"] + row["score"] + row["verify"] < row["turn"]
+
+
+def test_appendix_e_has_the_papers_sizes():
+    sizes = appendix_e.make_config(torch.device("cpu"), torch.float32, 1)
+    stated = reproduce.paper()["appendix_e"]
+    for role in ("target", "draft"):
+        theirs = stated[role].pop("parameters")
+        assert sizes[role]["parameters"] == pytest.approx(theirs, rel=0.05)
+        assert stated[role].items() <= sizes[role].items()
+
+
+def test_the_papers_table_agrees_with_itself():
+    paper = reproduce.paper()
+    rows = {(row["num_drafts"], row["draft_length"]): row for row in paper["table1"]}
+    for row in paper["iteration_cost"]:
+        cell = rows[row["num_drafts"], row["draft_length"]]
+        cost = cell["block_efficiency"]["value"] / cell["speed"]["value"]
+        assert row["steps"] == pytest.approx(cost, abs=0.005)
+    gain = rows[8, 8]["speed"]["value"] / rows[1, 8]["speed"]["value"]
+    assert paper["abstract"][1]["value"] == pytest.approx(gain, abs=0.005)
+
+
+def test_batches_fit_the_memory_that_is_assumed():
+    class Model(torch.nn.Linear):
+        vocab_size = 49_152
+        config = models.TransformerConfig(vocab_size, 576, 30, 9, 3, 1536, 2048)
+
+    model = Model(1, 1)
+    pair = models.Pair("large", model, model, None)
+    device = torch.device("cpu")
+    sizes = [table1.batch_size(pair, table1.grid((k,), (8,)), device, 99) for k in (1, 8, 16)]
+    assert sizes == sorted(sizes, reverse=True) and 1 <= sizes[-1] < sizes[0] <= 16
+
+
+def test_ratio_interval_covers_the_ratio():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        calls = rng.integers(5, 15, 30)
+        emitted = calls * 2 + rng.normal(0, 3, 30)
+        found, influence = stats.ratio_interval(emitted, calls)
+        assert influence.mean() == pytest.approx(emitted.sum() / calls.sum())
+        hits += found.low < 2 < found.high
+    assert 0.91 < hits / 400 < 0.98
+    with pytest.raises(ValueError, match="one positive number per numerator"):
+        stats.ratio_interval(np.ones(2), np.zeros(2))
