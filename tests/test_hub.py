@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import huggingface_hub
@@ -61,6 +62,17 @@ def test_more_words(folders: tuple[str, str], tmp_path: Path) -> None:
     other = write_model(tmp_path / "other", random_model(config(9)), [*WORDS, "g"])
     with pytest.raises(ValueError, match=r"2 of 8 token ids differ, the first is 6"):
         hub.load_pair(folders[0], other)
+
+
+def test_a_tokenizer_larger_than_a_model_of_transformers(
+    folders: tuple[str, str], tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers", minversion="5")
+    config = transformers.GPT2Config(vocab_size=REAL - 1, n_embd=8, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    shutil.copy(Path(folders[0]) / "tokenizer.json", tmp_path / "gpt2")
+    with pytest.raises(ValueError, match="gpt2: the tokenizer has 7 tokens, the model 6"):
+        hub.load_pair(folders[0], str(tmp_path / "gpt2"))
 
 
 @pytest.mark.parametrize(("end", "token"), [(None, END_OF_TEXT), ([3, 4], "d"), (2, "c")])

@@ -64,6 +64,12 @@ def load_model(
     from spectr_lite.models.causal_lm import CausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    rows = model.get_output_embeddings().weight.shape[0]
+    if vocab_size > rows:
+        raise ValueError(
+            f"{folder}: the tokenizer has {vocab_size} tokens, the model {rows}; "
+            "give the model's own tokenizer"
+        )
     return CausalLM(model.to(device).eval().requires_grad_(False), vocab_size)
 
 
