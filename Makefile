@@ -10,7 +10,7 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve lint format check-site front-page constraints set-repository smollm2 clean
+.PHONY: help book test serve lint format check-site tables front-page constraints set-repository smollm2 clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -42,6 +42,9 @@ format: $(STAMP)  ## Mend what lint can mend by itself
 
 check-site: $(STAMP)  ## Check the built site, in headless Chromium too where there is one
 	$(BIN)/python scripts/check_site.py $(if $(REQUIRE_BROWSER),--require-browser)
+
+tables: $(STAMP)  ## Write every generated summary and table again, from results/
+	$(BIN)/python scripts/tables.py
 
 front-page: $(STAMP)
 	$(BIN)/python scripts/front_page.py
