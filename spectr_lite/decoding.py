@@ -1,29 +1,26 @@
 """The SpecTr loop: draft, score, select, emit. Autoregressive, speculative and SpecTr are one loop.
 
-One iteration at a context x, with K drafted sequences of length L:
+One turn at a context x, with K drafted sequences of length L:
     1. draft   K i.i.d. sequences of L tokens from the small model
     2. score   all their prefixes with the large model in ONE call: K (L + 1) next-token laws
     3. select  alive = all K; for i = 1..L: Y_i from the rule on the alive drafts' i-th tokens, with
                repeats; alive = those whose i-th token is Y_i; stop when none is left
-    4. extend  drafts alive after L tokens: one more token from the large model's law there
+    4. emit    drafts alive after L tokens: one more token from the large model's law there
 It emits 1 to L + 1 tokens, distributed as if the large model had written them one by one. A rule
 that judges whole paths, such as block verification, does 3 and 4 in its own way.
 K = 0 is autoregressive decoding, K = 1 speculative decoding, K > 1 SpecTr.
 
 Source: Algorithm 3 and Theorem 2 of SpecTr (arXiv 2310.15141).
 
-How the drafts lie in a KV cache. The committed token at position i is in slot i. The last one, at
-position length - 1, is the root of the drafted tree, and node n of the tree lives in slot
-length - 1 + n: node 0 is the root, node 1 + j L + i is token i of path j. Every path sees the one
-shared prefix and itself. After selection the kept path moves up behind the prefix, and whatever
-else was drafted is never looked at again.
+A turn has fixed shapes, writes in place and looks at no value, so that a GPU can record it once and
+replay it (graphs.py); then one copy tells the host what happened. state.py holds the tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,25 +28,15 @@ from torch import Tensor
 
 from spectr_lite import verifiers
 from spectr_lite.distributions import as_generator, check_count, sample
+from spectr_lite.graphs import Captured
 from spectr_lite.laws import IID
+from spectr_lite.sampling import Sampling
+from spectr_lite.state import LanguageModel, Places, State, Tree, explained
 from spectr_lite.verifiers import Verifier
 from spectr_lite.verifiers.tree import TreeVerifier
+from spectr_lite.verifiers.walk import top_down
 
 PROMPT_PIECE = 256  # tokens of a prompt read in one call
-
-
-class LanguageModel(Protocol):
-    """What the loop asks of a model: a Transformer and a MarkovModel both offer it."""
-
-    config: Any  # with .context, the number of positions the model knows
-    vocab_size: int
-    device: torch.device
-
-    def new_cache(self, batch: int, slots: int) -> Any: ...
-
-    def __call__(
-        self, tokens: Tensor, positions: Tensor, cache: Any, slots: Tensor, mask: Tensor
-    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -122,10 +109,7 @@ def generate(
     **settings: Any,
 ) -> Generation:
     """Decode every prompt to its end. Arguments, defaults and errors are those of `decode`."""
-    iterations = list(decode(target, draft, prompts, **settings))
-    rows = range(len(prompts))
-    tokens = [[token for turn in iterations for token in turn.tokens(row)] for row in rows]
-    return Generation(tokens, iterations)
+    return _collected(decode(target, draft, prompts, **settings), len(prompts))
 
 
 def decode(
@@ -133,259 +117,214 @@ def decode(
     draft: LanguageModel | None,
     prompts: Sequence[Sequence[int]],
     *,
-    verifier: str | Verifier = "kseq",
-    num_drafts: int = 8,
-    draft_length: int = 8,
     max_new_tokens: int = 64,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
     generator: int | np.random.Generator | torch.Generator | None = None,
     stop_tokens: Sequence[int] = (),
+    **settings: Any,
 ) -> Iterator[Iteration]:
     """Continue every prompt (a list of token ids), one turn of the loop at a time.
 
-    `num_drafts`=0 is autoregressive and needs no `draft`. `temperature`, `top_k` and `top_p` shape
-    the laws of both models, see `Sampling`; at temperature 0 every rule becomes exact greedy
-    decoding. A row ends with the first of `stop_tokens` or after `max_new_tokens`. The same seed on
-    the same device gives the same text.
-
+    `settings` are those of `Decoder`, the other arguments those of `Decoder.decode`.
     Raises ValueError or TypeError, before any work, when an argument does not fit the models.
     """
-    num_drafts = check_count(num_drafts, "num_drafts", least=0)
-    draft_length = check_count(draft_length, "draft_length") if num_drafts else 0
-    max_new_tokens = check_count(max_new_tokens, "max_new_tokens")
-    sampling = Sampling(temperature, top_k, top_p)
-    models = [target] if num_drafts == 0 else [target, draft]
-    _check_models(models)
-    _check_prompts(prompts, models, max_new_tokens)
-    _check_tokens(stop_tokens, target.vocab_size, "stop_tokens")
-    rule = verifiers.get(verifier)
-    if num_drafts:
-        _check_rule(rule, num_drafts)
-    return _iterations(
-        target,
-        draft,
-        [list(prompt) for prompt in prompts],
-        rule,
-        Tree(num_drafts, draft_length),
-        max_new_tokens,
-        sampling,
-        as_generator(generator, target.device),
-        torch.tensor(list(stop_tokens), dtype=torch.int64, device=target.device),
+    decoder = Decoder(target, draft, **settings)
+    return decoder.decode(
+        prompts, max_new_tokens=max_new_tokens, generator=generator, stop_tokens=stop_tokens
     )
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a model's logits become the law of the next token, for both models alike.
+class Decoder:
+    """Two models, a rule and its settings; then as many texts as you like.
 
-    In this order, as in transformers: divide by `temperature`; keep the `top_k` largest logits and
-    what ties with the last of them; of the law so far keep the fewest likeliest tokens whose mass
-    reaches `top_p` (ties: the higher id), and renormalise. At temperature 0 the likeliest token has
-    probability one. The guarantee is about this law: truncated, it is the law of the text.
+    Buffers, and on a GPU the recorded turn, are made when first needed and kept for the next texts,
+    as long as those are as many and no longer. `decode` and `generate` of this module make a new one
+    each time.
+
+    `num_drafts`=0 is autoregressive and needs no `draft`. `temperature`, `top_k` and `top_p` shape
+    the laws of both models, see `Sampling`; at temperature 0 every rule is exact greedy decoding.
+    Raises ValueError or TypeError when an argument does not fit the models.
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
+    def __init__(
+        self,
+        target: LanguageModel,
+        draft: LanguageModel | None,
+        *,
+        verifier: str | Verifier = "kseq",
+        num_drafts: int = 8,
+        draft_length: int = 8,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> None:
+        self.num_drafts = check_count(num_drafts, "num_drafts", least=0)
+        self.draft_length = check_count(draft_length, "draft_length") if num_drafts else 0
+        self.tree = Tree(max(self.num_drafts, 1), self.draft_length)
+        self.sampling = Sampling(temperature, top_k, top_p)
+        self.rule = verifiers.get(verifier)
+        self.models = [target, draft] if num_drafts else [target]
+        _check_models(self.models)
+        if num_drafts:
+            _check_rule(self.rule, num_drafts)
+        self.random = torch.Generator(target.device)
+        self.state: State | None = None
+        self.graphs = Captured(self.random)
+        self._text = 0  # how many times `decode` was called: the buffers serve one text at a time
 
-    def __post_init__(self) -> None:
-        if not _is_number(self.temperature, at_least=0):
-            raise ValueError(
-                f"temperature: found {self.temperature!r}. Give a finite number >= 0; 0 decodes "
-                "greedily."
-            )
-        if self.top_k is not None:
-            check_count(self.top_k, "top_k")
-        if self.top_p is not None and not (_is_number(self.top_p, 0) and 0 < self.top_p <= 1):
-            raise ValueError(
-                f"top_p: found {self.top_p!r}. Give a number above 0 and up to 1, or None to keep "
-                "every token."
-            )
+    def generate(self, prompts: Sequence[Sequence[int]], **settings: Any) -> Generation:
+        """Decode every prompt to its end. Arguments, defaults and errors are those of `decode`."""
+        return _collected(self.decode(prompts, **settings), len(prompts))
 
-    def law(self, logits: Tensor) -> Tensor:
-        """Probabilities (..., V) from logits (..., V), in float32 at least."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.temperature == 0:
-            return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-        logits = logits / self.temperature
-        if self.top_k is not None and self.top_k < logits.shape[-1]:
-            least = logits.topk(self.top_k).values[..., -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
-        if self.top_p is not None:
-            ordered, ids = logits.sort(dim=-1, stable=True)
-            dropped = ordered.softmax(-1).cumsum(-1) <= 1 - self.top_p
-            dropped[..., -1] = False
-            dropped = torch.zeros_like(dropped).scatter_(-1, ids, dropped)
-            logits = logits.masked_fill(dropped, -torch.inf)
-        return logits.softmax(-1)
+    def decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int = 64,
+        generator: int | np.random.Generator | torch.Generator | None = None,
+        stop_tokens: Sequence[int] = (),
+    ) -> Iterator[Iteration]:
+        """Continue every prompt (a list of token ids), one turn of the loop at a time.
 
+        A row ends with the first of `stop_tokens` or after `max_new_tokens`. The same seed on the same
+        device gives the same text; a generator gives the loop its seed. Raises ValueError or
+        TypeError, before any work, for arguments that do not fit the models; OutOfMemoryError, with
+        the sizes, when they do not fit the device.
+        """
+        max_new_tokens = check_count(max_new_tokens, "max_new_tokens")
+        _check_prompts(prompts, self.models, max_new_tokens)
+        _check_tokens(stop_tokens, self.models[0].vocab_size, "stop_tokens")
+        if isinstance(generator, torch.Generator):
+            seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        else:
+            seed = as_generator(generator, torch.device("cpu")).initial_seed()
+        texts = [list(prompt) for prompt in prompts]
+        return self._turns(texts, max_new_tokens, seed, list(stop_tokens))
 
-def _is_number(value: Any, at_least: float) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        return False
-    return at_least <= value < float("inf")
+    @torch.no_grad()
+    def _turns(
+        self, prompts: list[list[int]], max_new_tokens: int, seed: int, stop_tokens: list[int]
+    ) -> Iterator[Iteration]:
+        self._text = text = self._text + 1
+        longest = max(map(len, prompts))
+        with explained(self.models, self.tree, len(prompts), longest + max_new_tokens):
+            state = self._room(len(prompts), longest + max_new_tokens)
+            state.start(prompts, max_new_tokens, stop_tokens)
+            self.random.manual_seed(seed)
+            for model, cache in zip(self.models, state.caches, strict=True):
+                read_prompts(model, cache, state, longest)
+            shape = len(prompts), self.num_drafts, self.draft_length
+            while True:
+                span = state.span(longest)
+                report = self.graphs(span, lambda span=span: self._turn(span))
+                drafted, block, counts = _to_host(report, self.tree)
+                accepted, path, kept, done, length = counts.unbind(1)
+                longest = int(length.max())
+                yield Iteration(drafted.view(shape), block, accepted, path, kept)
+                if done.all():
+                    return
+                if text != self._text:
+                    raise RuntimeError(
+                        "decode: this decoder has begun other texts since. Finish one before the "
+                        "next, or make a decoder for each."
+                    )
 
-
-@dataclass(frozen=True)
-class Tree:
-    """K paths of L tokens behind one root: node 0, then node 1 + j L + i for token i of path j."""
-
-    num_drafts: int
-    draft_length: int
+    def _turn(self, span: int) -> Tensor:
+        """Algorithm 3 for every row, on the device; what the host must know, (B, K L + L + 6)."""
+        state, random = self.state, self.random
+        places = state.places(span)
+        if self.num_drafts:
+            drafted, draft_laws = draft_paths(self.models[1], state, places, self.sampling, random)
+        else:
+            drafted, draft_laws = state.tokens[:, None, :0], []
+        logits = score_paths(self.models[0], state, places, drafted)
+        select = verify_paths if self.num_drafts and self._judges_paths else walk_down
+        block, accepted, path = select(
+            self.rule, drafted, draft_laws, logits, self.sampling, random
+        )
+        kept = commit(state, block, accepted, path)
+        counts = torch.stack([accepted, path, kept, state.done.long(), state.length], 1)
+        return torch.cat([drafted.flatten(1), block, counts], 1)
 
     @property
-    def size(self) -> int:
-        return 1 + self.num_drafts * self.draft_length
+    def _judges_paths(self) -> bool:
+        return isinstance(self.rule, TreeVerifier)
 
-    def path_of(self, node: Tensor) -> Tensor:
-        """The path of a node; negative for the root and for slots of the prefix."""
-        return (node - 1).div(max(self.draft_length, 1), rounding_mode="floor")
-
-    def depth_of(self, node: Tensor) -> Tensor:
-        """How many tokens behind the root a node stands; 0 for the root."""
-        return torch.where(node > 0, (node - 1) % max(self.draft_length, 1) + 1, 0)
-
-    def mask(self, node: Tensor, length: Tensor, span: int) -> Tensor:
-        """(B, N, span): what each `node` (N,) may see: prefix, root, and its path up to itself."""
-        slot = torch.arange(span, device=node.device)
-        held = slot - (length[:, None, None] - 1)  # the node each slot holds; <= 0 is the prefix
-        node = node[:, None]
-        return (held <= 0) | ((self.path_of(held) == self.path_of(node)) & (held <= node))
-
-
-@dataclass
-class State:
-    """A batch of texts. Row b holds length[b] tokens and may grow to limit[b]."""
-
-    tokens: Tensor  # (B, T) int64; nothing behind a row's length is ever read
-    length: Tensor  # (B,)
-    limit: Tensor  # (B,)
-    done: Tensor  # (B,) bool
-    longest: int  # max of length, known to the host
-
-
-@torch.no_grad()
-def _iterations(
-    target: LanguageModel,
-    draft: LanguageModel | None,
-    prompts: list[list[int]],
-    rule: Verifier,
-    tree: Tree,
-    max_new_tokens: int,
-    sampling: Sampling,
-    generator: torch.Generator,
-    stop_tokens: Tensor,
-) -> Iterator[Iteration]:
-    state = _new_state(prompts, max_new_tokens, tree, target.device)
-    models = [target, draft] if tree.num_drafts else [target]
-    slots = int(state.limit.max()) + tree.size - 1
-    caches = [model.new_cache(len(prompts), slots) for model in models]
-    for model, cache in zip(models, caches, strict=True):
-        read_prompts(model, cache, state)
-
-    while True:
-        if tree.num_drafts:
-            drafted, draft_laws = draft_paths(draft, caches[1], state, tree, sampling, generator)
-        else:
-            drafted, draft_laws = state.tokens.new_empty(len(prompts), 0, 0), None
-        logits = score_paths(target, caches[0], state, tree, drafted)
-        select = verify_paths if isinstance(rule, TreeVerifier) and tree.num_drafts else walk_down
-        block, accepted, path = select(rule, drafted, draft_laws, logits, sampling, generator)
-        kept = commit(state, caches, tree, block, accepted, path, stop_tokens)
-
-        counts = torch.stack([accepted, path, kept, state.done.long(), state.length], 1)
-        flat, block, counts = _to_host(drafted.flatten(1), block, counts)
-        accepted, path, kept, done, length = counts.unbind(1)
-        state.longest = int(length.max())
-        yield Iteration(flat.view(drafted.shape), block, accepted, path, kept)
-        if done.all():
-            return
+    def _room(self, batch: int, capacity: int) -> State:
+        """Buffers for `batch` texts of up to `capacity` tokens; new ones where the old do not fit."""
+        if self.state is None or not self.state.fits(batch, capacity):
+            self.state, self.graphs = None, Captured(self.random)  # the old ones' memory first
+            self.state = State.new(self.models, self.tree, batch, capacity)
+        return self.state
 
 
 def draft_paths(
     draft: LanguageModel,
-    cache: Any,
     state: State,
-    tree: Tree,
+    places: Places,
     sampling: Sampling,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Step 1. K i.i.d. paths (B, K, L), and the law each of their tokens came from (B, K, L, V).
+) -> tuple[Tensor, list[Tensor]]:
+    """Step 1. K i.i.d. paths (B, K, L), and for each depth the laws (B, K, V) of the tokens there.
 
     The cache may lack the last two committed tokens: before a bonus token stands the last drafted
     one, which the draft never read. So it reads two; if it knew the first, nothing changes.
     """
-    paths = torch.arange(tree.num_drafts, device=draft.device)
-    span = state.longest + tree.size - 1
+    tree, cache = state.tree, state.caches[1]
     last_two = (state.length[:, None] + torch.arange(-2, 0, device=draft.device)).clamp_min(0)
-    causal = torch.arange(span, device=draft.device) <= last_two[:, :, None]
+    causal = torch.arange(places.mask.shape[-1], device=draft.device) <= last_two[:, :, None]
     logits = draft(state.tokens.gather(1, last_two), last_two, cache, last_two, causal)
-    law = sampling.law(logits[:, -1:]).expand(-1, tree.num_drafts, -1)
-    tokens, laws = [], []
-    for depth in range(tree.draft_length):
-        tokens.append(sample(law, generator))
-        laws.append(law)
-        if depth + 1 < tree.draft_length:
-            node = 1 + paths * tree.draft_length + depth
-            logits = _call(draft, cache, state, tree, node, tokens[-1])
-            law = sampling.law(logits)
-    return torch.stack(tokens, 2), torch.stack(laws, 2)
+    # All paths start at the root: one law, drawn from K times.
+    laws = [sampling.law(logits[:, -1:]).expand(-1, tree.num_drafts, -1)]
+    tokens = [sample(laws[0][:, 0], generator, tree.num_drafts)]
+    for depth in range(tree.draft_length - 1):
+        here = tree.nodes(depth)
+        logits = draft(
+            tokens[-1],
+            places.positions[:, here],
+            cache,
+            places.slots[:, here],
+            places.mask[:, here],
+        )
+        laws.append(sampling.law(logits))
+        tokens.append(sample(laws[-1], generator))
+    return torch.stack(tokens, 2), laws
 
 
-def score_paths(
-    target: LanguageModel, cache: Any, state: State, tree: Tree, drafted: Tensor
-) -> Tensor:
+def score_paths(target: LanguageModel, state: State, places: Places, drafted: Tensor) -> Tensor:
     """Step 2. Logits (B, 1 + K L, V) of the token after every node of the tree, from one call."""
     root = state.tokens.gather(1, state.length[:, None] - 1)
-    node = torch.arange(tree.size, device=target.device)
-    return _call(target, cache, state, tree, node, torch.cat([root, drafted.flatten(1)], 1))
+    tokens = torch.cat([root, drafted.flatten(1)], 1)
+    return target(tokens, places.positions, state.caches[0], places.slots, places.mask)
 
 
 def walk_down(
     rule: Verifier,
     drafted: Tensor,
-    draft_laws: Tensor | None,
+    draft_laws: list[Tensor],
     logits: Tensor,
     sampling: Sampling,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Steps 3 and 4, by a token rule. The block (B, L+1), -1 behind its end; how many of its tokens
-    were drafted (B,); a path that holds them (B,).
-
-    A row that has stopped runs on, unread, with one draft: no rule is asked about no drafts at all.
+    were drafted (B,); a path that holds them (B,). Only the laws that the walk comes to are made.
     """
-    batch, num_drafts, draft_length = drafted.shape
-    rows, paths = (torch.arange(n, device=drafted.device) for n in (batch, num_drafts))
-    block = drafted.new_zeros(batch, draft_length + 1)
-    alive = torch.ones(batch, num_drafts, dtype=torch.bool, device=drafted.device)
-    running = torch.ones_like(block[:, 0], dtype=torch.bool)
-    accepted, path, node = (torch.zeros_like(block[:, 0]) for _ in range(3))
-    for depth in range(draft_length):
-        offered = torch.where(alive, drafted[:, :, depth], -1)
-        target_law = sampling.law(logits[rows, node])
-        token = rule.pick(draft_laws[rows, path, depth], target_law, offered, generator)
-        block[:, depth] = token
-        survivors = alive & (drafted[:, :, depth] == token[:, None])
-        running = running & survivors.any(1)
-        if running.device.type == "cpu" and not running.any():  # a look would stall a GPU
-            break
-        accepted += running
-        path = torch.where(running, survivors.to(torch.int8).argmax(1), path)
-        alive = torch.where(running[:, None], survivors, paths == path[:, None])
-        node = 1 + path * draft_length + depth
-    else:
-        bonus = sample(sampling.law(logits[rows, node]), generator)
-        block[:, -1] = torch.where(running, bonus, block[:, -1])
-    behind = torch.arange(draft_length + 1, device=block.device) > accepted[:, None]
-    return block.masked_fill(behind, -1), accepted, path
+    rows = torch.arange(len(drafted), device=drafted.device)
+
+    def draft_law(path: Tensor, depth: int) -> Tensor:
+        return draft_laws[depth][rows, path]
+
+    def target_law(path: Tensor, depth: int) -> Tensor:
+        node = path * drafted.shape[2] + depth if depth else torch.zeros_like(path)
+        return sampling.law(logits[rows, node])
+
+    block = top_down(rule, drafted, draft_law, target_law, generator)
+    return block.tokens, block.accepted, block.path
 
 
 def verify_paths(
     rule: TreeVerifier,
     drafted: Tensor,
-    draft_laws: Tensor,
+    draft_laws: list[Tensor],
     logits: Tensor,
     sampling: Sampling,
     generator: torch.Generator,
@@ -394,81 +333,50 @@ def verify_paths(
     laws = sampling.law(logits)
     root, behind = laws[:, None, :1], laws[:, 1:].unflatten(1, drafted.shape[1:])
     target_laws = torch.cat([root.expand(-1, drafted.shape[1], -1, -1), behind], 2)
-    block = rule.pick_block(draft_laws, target_laws, drafted, generator)
+    block = rule.pick_block(torch.stack(draft_laws, 2), target_laws, drafted, generator)
     return block.tokens, block.accepted, block.path
 
 
-def commit(
-    state: State,
-    caches: list[Any],
-    tree: Tree,
-    block: Tensor,
-    accepted: Tensor,
-    path: Tensor,
-    stop_tokens: Tensor,
-) -> Tensor:
+def commit(state: State, block: Tensor, accepted: Tensor, path: Tensor) -> Tensor:
     """Append each block up to its stop token or limit, move its path up. How many joined, (B,)."""
     kept = torch.minimum(accepted + 1, state.limit - state.length)
     column = torch.arange(block.shape[1], device=block.device)
-    stops = torch.isin(block, stop_tokens) & (column < kept[:, None])
+    stops = state.stops[block.clamp_min(0)] & (column < kept[:, None])
     kept = torch.where(stops.any(1), stops.to(torch.int8).argmax(1) + 1, kept)
     kept = torch.where(state.done, 0, kept)
 
-    state.tokens.scatter_(1, state.length[:, None] + column, block)
-    if tree.num_drafts:
-        behind = state.length[:, None] + column[:-1]
-        for cache in caches:
-            cache.move(behind + path[:, None] * tree.draft_length, behind)
-    state.length = state.length + kept
-    state.done = state.done | stops.any(1) | (state.length == state.limit)
+    places = state.length[:, None] + column
+    state.tokens.scatter_(1, places, block)
+    for cache in state.caches if state.tree.draft_length else ():
+        behind = places[:, :-1]
+        cache.move(behind + path[:, None] * state.tree.draft_length, behind)
+    state.length.add_(kept)
+    state.done.logical_or_(stops.any(1) | (state.length == state.limit))
     return kept
 
 
-def read_prompts(model: LanguageModel, cache: Any, state: State) -> None:
+def read_prompts(model: LanguageModel, cache: Any, state: State, longest: int) -> None:
     """Fill the cache with the prompts but for their last tokens, the roots of the first turn.
 
     In pieces: the logits of a whole prompt, which nobody needs, would be the largest tensor of all.
     """
-    slot = torch.arange(state.longest - 1, device=model.device)
+    slot = torch.arange(longest - 1, device=model.device)
     for piece in slot.split(PROMPT_PIECE):
         slots = piece.expand(len(state.length), -1)
         causal = slot <= slots[:, :, None]
         model(state.tokens.gather(1, slots), slots, cache, slots, causal)
 
 
-def _call(
-    model: LanguageModel, cache: Any, state: State, tree: Tree, node: Tensor, tokens: Tensor
-) -> Tensor:
-    """Logits (B, N, V) at tree nodes `node` (N,) that hold `tokens` (B, N).
-
-    A position past a row's limit is clamped: the model may not know it, and its token is not kept.
-    """
-    slots = state.length[:, None] - 1 + node
-    positions = state.length[:, None] - 1 + tree.depth_of(node)
-    positions = torch.minimum(positions, state.limit[:, None] - 1)
-    return model(
-        tokens,
-        positions,
-        cache,
-        slots,
-        tree.mask(node, state.length, state.longest + tree.size - 1),
-    )
-
-
-def _new_state(
-    prompts: list[list[int]], max_new_tokens: int, tree: Tree, device: torch.device
-) -> State:
-    lengths = [len(prompt) for prompt in prompts]
-    width = max(lengths) + max_new_tokens + tree.draft_length + 1
-    padded = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts])
-    length = torch.tensor(lengths, device=device)
-    done = torch.zeros_like(length, dtype=torch.bool)
-    return State(padded.to(device), length, length + max_new_tokens, done, max(lengths))
-
-
-def _to_host(*parts: Tensor) -> tuple[Tensor, ...]:
+def _to_host(report: Tensor, tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
     """The one wait for the device in a turn: everything that the host must know, in one copy."""
-    return torch.cat(parts, 1).cpu().split([part.shape[1] for part in parts], 1)
+    drafted = tree.size - 1
+    return report.cpu().split([drafted, tree.draft_length + 1, 5], 1)
+
+
+def _collected(turns: Iterator[Iteration], rows: int) -> Generation:
+    iterations = list(turns)
+    tokens = [[token for turn in iterations for token in turn.tokens(row)] for row in range(rows)]
+    return Generation(tokens, iterations)
 
 
 def _check_models(models: list[LanguageModel | None]) -> None:

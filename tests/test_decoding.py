@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from decoding_rules import WRONG, decoding_rules
+from tiny_models import make_pair
 
 from spectr_lite import verifiers
 from spectr_lite.decoding import Tree, decode, generate
 from spectr_lite.enumeration import joint_law
 from spectr_lite.models import load_pair
 from spectr_lite.models.markov import worked_pair
-from spectr_lite.models.transformer import Transformer, TransformerConfig
 from spectr_lite.stats import chi_square
 from spectr_lite.verifiers.tree import TreeVerifier
 
@@ -22,21 +22,7 @@ START = 3  # the start token of the worked chain
 
 @pytest.fixture(scope="module")
 def tiny_pair():
-    """Two random float64 Transformers over 11 tokens whose laws depend on all of their context."""
-
-    shape = {"vocab_size": 11, "width": 16, "heads": 4, "kv_heads": 2, "ffn": 24, "context": 200}
-
-    def model(layers, seed):
-        made = Transformer(TransformerConfig(layers=layers, **shape)).double().requires_grad_(False)
-        generator = torch.Generator().manual_seed(seed)
-        for matrix in (weight for weight in made.parameters() if weight.dim() == 2):
-            matrix.normal_(std=1.2 / matrix.shape[1] ** 0.5, generator=generator)
-        made.embed_tokens.weight.normal_(std=0.4, generator=generator)
-        return made.eval()
-
-    target, draft = model(3, seed=1), model(2, seed=2)
-    draft.embed_tokens.weight.copy_(target.embed_tokens.weight)
-    return target, draft
+    return make_pair()
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +139,7 @@ def test_every_law_shown_to_a_rule_for_paths_is_the_law_of_its_path(tiny_pair):
 
 def test_tree_mask_by_hand():
     """K = 2 paths of L = 2 behind a prefix of 2; slots: prefix, root, a1 a2, b1 b2."""
-    mask = Tree(2, 2).mask(torch.arange(5), torch.tensor([3]), span=7)
+    mask = Tree(2, 2).mask(torch.tensor([3]), span=7)
     expected = """
         111....
         1111...

@@ -13,7 +13,7 @@ from spectr_lite import transport, verifiers
 from spectr_lite.distributions import at, five_tokens
 from spectr_lite.laws import IID
 from spectr_lite.models.markov import worked_pair
-from spectr_lite.verifiers import optimal
+from spectr_lite.verifiers import optimal, walk
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.block import BlockVerification
 from spectr_lite.verifiers.optimal_block import OptimalBlock
@@ -300,6 +300,7 @@ def test_dead_paths_are_as_good_as_absent(name):
 @pytest.mark.parametrize("name", ["recursive", "kseq", "optimal", *PATH_RULES])
 def test_a_rule_reads_no_value_on_the_host(name, monkeypatch):
     monkeypatch.setitem(optimal.DENSE_LIMIT, "cpu", 1024)  # the path a GPU takes
+    monkeypatch.setattr(walk, "LOOKS", set())
     k = 4 if takes(name, 4) else 1
     draft_laws, target_laws = (
         torch.full((2, k, 3, 900), 1 / 900),

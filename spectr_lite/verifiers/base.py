@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,7 +27,7 @@ from spectr_lite.distributions import (
     sample,
 )
 from spectr_lite.laws import IID, DraftLaw
-from spectr_lite.verifiers.walk import Block, BlockLaw, top_down, top_down_law
+from spectr_lite.verifiers.walk import Block, BlockLaw, node, top_down, top_down_law
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ class Verifier(ABC):
         generator: torch.Generator,
     ) -> Block:
         """One block for each row, shapes as in `verify_tree`."""
-        return top_down(self, draft_laws, target_laws, paths, generator)
+        laws = (partial(node, laws) for laws in (draft_laws, target_laws))
+        return top_down(self, paths, *laws, generator)
 
     # --- checks ---
 

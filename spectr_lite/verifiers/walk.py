@@ -12,6 +12,7 @@ Source: Algorithm 3 of SpecTr (arXiv 2310.15141).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from spectr_lite.distributions import at, sample
 
 if TYPE_CHECKING:
     from spectr_lite.verifiers.base import Verifier
+
+LOOKS = {"cpu"}  # devices on which a look at a value costs nothing: the walk may stop early
 
 
 @dataclass(frozen=True)
@@ -104,34 +107,35 @@ def _conditional(rule: Verifier, draft: Tensor, target: Tensor, offered: Tensor)
 
 def top_down(
     rule: Verifier,
-    draft_laws: Tensor,
-    target_laws: Tensor,
     paths: Tensor,
+    draft_law: Callable[[Tensor, int], Tensor],
+    target_law: Callable[[Tensor, int], Tensor],
     generator: torch.Generator,
 ) -> Block:
-    """One walk for each row."""
+    """One walk for each row. Laws are asked for at a `path` (...) and a depth, and are (..., V)."""
     length = paths.shape[-1]
     index = torch.arange(paths.shape[-2], device=paths.device)
-    alive = paths[..., 0] >= 0
+    alive = (paths >= 0).all(-1)
     path = alive.to(torch.int8).argmax(-1)
     running = torch.ones_like(path, dtype=torch.bool)
     accepted = torch.zeros_like(path)
-    tokens = []
+    tokens = paths.new_full((*path.shape, length + 1), -1)
     for i in range(length):
         here = paths[..., i]
         offered = torch.where(alive, here, -1)
-        draft, target = node(draft_laws, path, i), node(target_laws, path, i)
-        token = rule.pick(draft, target, offered, generator)
-        tokens.append(torch.where(running, token, -1))
+        token = rule.pick(draft_law(path, i), target_law(path, i), offered, generator)
+        tokens[..., i] = torch.where(running, token, -1)
         survivors = alive & (here == token.unsqueeze(-1))
         running = running & survivors.any(-1)
+        if running.device.type in LOOKS and not running.any():
+            return Block(tokens, accepted, path)
         accepted = accepted + running
         path = torch.where(running, survivors.to(torch.int8).argmax(-1), path)
         # A row that has stopped walks on, unread, with one path: no rule is asked about none.
         alive = torch.where(running.unsqueeze(-1), survivors, index == path.unsqueeze(-1))
-    last = sample(node(target_laws, path, length), generator)
-    tokens.append(torch.where(running, last, -1))
-    return Block(torch.stack(tokens, -1), accepted, path)
+    last = sample(target_law(path, length), generator)
+    tokens[..., -1] = torch.where(running, last, -1)
+    return Block(tokens, accepted, path)
 
 
 def node(laws: Tensor, path: Tensor, depth: int) -> Tensor:
