@@ -370,7 +370,7 @@ def read_prompts(model: LanguageModel, cache: Any, state: State, longest: int) -
 def _to_host(report: Tensor, tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
     """The one wait for the device in a turn: everything that the host must know, in one copy."""
     drafted = tree.size - 1
-    return report.cpu().split([drafted, tree.draft_length + 1, 5], 1)
+    return report.to("cpu", copy=True).split([drafted, tree.draft_length + 1, 5], 1)
 
 
 def _collected(turns: Iterator[Iteration], rows: int) -> Generation:
