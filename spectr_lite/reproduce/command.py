@@ -25,6 +25,8 @@ CHECKOUT = Path(spectr_lite.__file__).resolve().parents[1]
 SHIPPED = Path(spectr_lite.__file__).resolve().parent / "results"
 EXPERIMENTS = {"table1": table1, "appendix-e": appendix_e}
 PHASES = {"block-efficiency": "records", "timing": "timing", "draft-laws": "draft-laws"}
+SHARES = {"block-efficiency": 0.65, "timing": 0.2, "draft-laws": 0.15}  # of the time, if limited
+SUBSET_MINUTES = 20
 PACKAGES = ("torch", "numpy", "scipy", "tokenizers", "safetensors")
 
 
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     common.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     common.add_argument("--run-id", help="folder name (default: from the settings)")
-    common.add_argument("--minutes", type=float, help="end each phase by then, with a whole round")
+    common.add_argument("--minutes", type=float, help="of each pair, shared by its phases")
     common.add_argument("--threads", type=int, default=1, help="on a CPU (default: 1)")
     common.add_argument("--results", type=Path, default=Path("results"), help="default: results")
 
@@ -91,12 +93,14 @@ def _run_pair(args: argparse.Namespace, pair_name: str, cells: list[table1.Cell]
     config = table1.make_config(pair, device, name, args.text, cells, args.prompts)
     stem = args.run_id or f"{device.type}-{'cells' if cells else name}"
     record = _run("table1", args.results / "table1" / f"{Path(pair_name).name}-{stem}")
-    seconds = None if args.minutes is None else 60 * args.minutes
+    minutes = SUBSET_MINUTES if args.subset and args.minutes is None else args.minutes
+    total = sum(SHARES[phase] for phase in args.phase)
     with _Ranks(rank, world) as group:
         if rank == 0:
             record.open(config, args.resume, [PHASES[phase] for phase in args.phase])
         group.wait()
         for phase in args.phase:
+            seconds = None if minutes is None else 60 * minutes * SHARES[phase] / total
             with _Session(args, record, phase, device, rank):
                 if phase == "block-efficiency":
                     table1.block_efficiency(record, config, pair, rank, world, seconds)
