@@ -178,7 +178,7 @@ def curves() -> str:
         f"The last tenth of the steps still gained {' and '.join(parts)}. Distillation raised the "
         f"acceptance of one draft on the test speeches from {before['acceptance']:.3f} to "
         f"{after['acceptance']:.3f}; the draft's own loss there went from "
-        f"{before['draft_loss']:.3f} to {after['draft_loss']:.3f} nats.\n"
+        f"{before['draft_loss']:.3f} to {after['draft_loss']:.3f} nats. Run `{run}`.\n"
     )
 
 
