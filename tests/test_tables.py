@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,22 +16,39 @@ ROOT = Path(__file__).resolve().parent.parent
 SUMMARIES = sorted((ROOT / "spectr_lite" / "results").glob("*.json"))
 
 
-def test_deleted_summaries_come_back_byte_for_byte(tmp_path: Path) -> None:
-    """In a copy of the checkout, whose own package writes them."""
+@pytest.fixture(scope="module")
+def restored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout without any generated table, after `make tables` there."""
+    folder = tmp_path_factory.mktemp("checkout")
     for name in ("scripts", "results", "spectr_lite"):
         skip = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=skip)
-    copies = [tmp_path / path.relative_to(ROOT) for path in SUMMARIES]
-    for copy in copies:
-        copy.unlink()
+        shutil.copytree(ROOT / name, folder / name, ignore=skip)
+    (folder / "book").mkdir()
+    for path in SUMMARIES:
+        (folder / path.relative_to(ROOT)).unlink()
     process = subprocess.run(
         [sys.executable, "scripts/tables.py"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, text=True,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    for path, copy in zip(SUMMARIES, copies, strict=True):
-        assert copy.is_file(), f"no writer in scripts/tables.py makes {path.name}"
-        assert copy.read_bytes() == path.read_bytes(), f"{path.name} is stale: make tables"
+    return folder
+
+
+@pytest.mark.parametrize("path", SUMMARIES, ids=lambda path: path.stem)
+def test_a_deleted_summary_comes_back_byte_for_byte(path: Path, restored: Path) -> None:
+    copy = restored / path.relative_to(ROOT)
+    assert copy.is_file(), f"no writer in scripts/tables.py makes {path.name}"
+    assert copy.read_bytes() == path.read_bytes(), f"{path.name} is stale: make tables"
+
+
+def test_a_table_of_a_recorded_run_names_it(restored: Path) -> None:
+    """Pages with numbers of the models: all but what is computed at the build, exactly."""
+    generated = restored / "book" / "_generated"
+    assert {path.name for path in generated.iterdir()} >= {"glance.md", "models-quality.md"}
+    for path in generated.glob("models-*.md"):
+        text = path.read_text(encoding="utf-8")
+        if re.search(r"\d\.\d{3}", text):
+            assert re.search(r"[Rr]un `[\w-]+`|results/[\w-]+/[\w-]+", text), path.name
 
 
 @pytest.mark.parametrize("path", SUMMARIES, ids=lambda path: path.stem)
