@@ -62,14 +62,10 @@ def pairs() -> str:
         entry = measured["pairs"].get(name) if measured else None
         if entry:
             size = entry["parameters"]
-            target += f", {millions(size['target'])}"
+            target += f", {millions(size['target'])}, {size['vocabulary']:,} tokens"
             draft += f", {millions(size['draft'])}" if size["draft"] else ", none"
-        vocabulary = f"{entry['parameters']['vocabulary']:,}" if entry else ""
-        rows.append([f"`{name}`", target, draft, vocabulary, licence, where])
-    return table(
-        ["pair", "target, parameters", "draft, own parameters", "tokens", "licence", "weights"],
-        rows,
-    )
+        rows.append([f"`{name}`", target, draft, licence, where])
+    return table(["pair", "target", "draft, own parameters", "licence", "weights"], rows)
 
 
 def quality() -> str:
