@@ -1,0 +1,10 @@
+// Written by scripts/lab_assets.py from spectr_lite/plotting.py.
+export const LABELS = {
+  "draft": "draft p",
+  "target": "target q",
+  "optimal": "exact optimum",
+  "kseq": "K-SEQ",
+  "recursive": "recursive",
+  "coupling": "one draft",
+  "undiscounted": "no discount: biased"
+};
