@@ -112,6 +112,7 @@ def _run_pair(args: argparse.Namespace, pair_name: str, cells: list[table1.Cell]
                 if rank == 0:
                     record.finish(PHASES[phase])
     if rank == 0:
+        record.verify()
         show_table1(record)
 
 
@@ -124,6 +125,7 @@ def run_appendix_e(args: argparse.Namespace) -> None:
         seconds = None if args.minutes is None else 60 * args.minutes
         appendix_e.measure(record, config, *appendix_e.models(device, dtype), seconds)
         record.finish("records")
+    record.verify()
     print("  K  L  positions  draft  score  verify  turn (ms)  turn / autoregressive turn")
     for row in summary_of(record)["cells"]:
         times = "  ".join(f"{row[n] * 1e3:6.1f}" for n in ("draft", "score", "verify", "turn"))
