@@ -6,7 +6,7 @@
 All jobs of a run take turns within a round, after a warm-up, so that a slow moment touches all of them.
     library   autoregressive decoding by transformers' generate, with the target's own weights
     loop      our loop: autoregressive, and a grid of K drafts of L tokens; rows side by side
-    stages    the same with a clock around every stage, which waits for the device at each
+    stages    the same stage by stage, with a clock that waits for the device at each
 Reading the prompt is left out everywhere: a loop job is timed from the end of its first turn, the
 library from its first token. A loop job ends when the first of its rows does. Speed is tokens
 emitted per second; the last block counts whole, as in `Generation.block_efficiency`.
@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectr_lite import experiment, prompts, timing, verifiers
+from spectr_lite import experiment, prompts, state, timing, verifiers
+from spectr_lite.decoding import Decoder
 from spectr_lite.environment import device_and_dtype
 from spectr_lite.laws import IID
 from spectr_lite.models import load_pair
@@ -60,7 +61,7 @@ FULL = {
     "corner": [8, 8],
     "batches": [1, 8, 32],
     "rules": ["kseq", "optimal", "recursive", "traversal", "multipath-block", "optimal-block"],
-    "memory_drafts": [0, 1, 2, 4, 8, 16],
+    "memory_drafts": [1, 2, 4, 8, 16],
 }
 QUICK = {
     "new_tokens": 8,
@@ -68,7 +69,7 @@ QUICK = {
     "corner": [4, 2],
     "batches": [1, 2],
     "rules": ["kseq", "optimal"],
-    "memory_drafts": [0, 1, 4],
+    "memory_drafts": [1, 4],
 }
 LARGE_ON_A_CPU = {"new_tokens": 32, "batches": [1, 8]}
 
@@ -126,21 +127,14 @@ def work(job: dict[str, Any], pair: Any, library: Any, texts: list[list[int]], s
         run = timing.run_turns(pair.target, draft, rows, **settings)
         nodes = distinct_nodes(run) if job["num_drafts"] > 1 else None
         return {"turns": run.count, "seconds": run.seconds, "emitted": run.emitted, "nodes": nodes}
-    clock = timing.Clock(torch.device(pair.target.device))
-    # Inside a captured graph no model is called: `forwards` times the models there.
-    models = {} if clock.device.type == "cuda" else {"target": pair.target, "draft": pair.draft}
-    with clock.watching(models):
-        run = timing.run_turns(
-            pair.target, draft, rows, after_first=clock.seconds.clear, **settings
-        )
-    return {"turns": run.count, "seconds": run.seconds, "stages": clock.seconds}
+    run = timing.stage_turns(pair.target, draft, rows, **settings)
+    return {"turns": run.count, "seconds": run.seconds, "stages": dict(run.stages)}
 
 
 def distinct_nodes(run: timing.Turns) -> float:
-    """Different prefixes among the drafted paths of a row, on average."""
-    rows = [row for turn in run.trace for row in turn.drafted.tolist()]
-    return statistics.fmean(
-        len({tuple(path[: i + 1]) for path in row for i in range(len(path))}) for row in rows
+    """Different nodes of a drafted tree, without the root, on average."""
+    return float(
+        torch.cat([state.distinct_nodes(turn.drafted) - 1 for turn in run.trace]).double().mean()
     )
 
 
@@ -232,39 +226,28 @@ def forwards(pair: Any, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def memory(pair: Any, texts: list[list[int]], config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The target's cache by number of drafts: bytes in all, those of the text, and those that a copy of
-    the text for each draft would take. On a GPU also the peak of all memory beyond the weights."""
-    device, cuda = torch.device(pair.target.device), pair.target.device.type == "cuda"
+    """The caches by number of drafts: bytes in all, those of the text, and those that a copy of the
+    text for each draft would take. On a GPU also the peak of all memory beyond what was held."""
+    device, longest = torch.device(pair.target.device), config["corner"][1]
     text = config["prompt_length"] + config["new_tokens"]
     for k in config["memory_drafts"]:
-        made = []
-        new_cache = type(pair.target).new_cache
-
-        def noted(batch: int, slots: int, made=made, new_cache=new_cache) -> Any:
-            cache = new_cache(pair.target, batch, slots)
-            tensors = (t for t in vars(cache).values() if isinstance(t, torch.Tensor))
-            made.append((slots, sum(t.nbytes for t in tensors)))
-            return cache
-
-        if cuda:
+        peak = None
+        if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             held = torch.cuda.memory_allocated(device)
-        pair.target.new_cache = noted
-        shape = {"num_drafts": k, "draft_length": config["corner"][1], "verifier": "kseq"}
-        job = {"part": "loop", "rows": 1, "temperature": config["temperature"], **shape}
-        try:
-            work(job, pair, None, texts, 0, config["new_tokens"])
-        finally:
-            del pair.target.new_cache
-        slots, size = made[0]
+        decoder = Decoder(pair.target, pair.draft, num_drafts=k, draft_length=longest)
+        decoder.generate(texts[:1], max_new_tokens=config["new_tokens"])
+        if device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(device) - held
+        size, slots = decoder.state.cache_bytes, decoder.state.slots
         yield {
             "part": "memory",
             "num_drafts": k,
             "slots": slots,
             "bytes": size,
-            "text_bytes": size // slots * text,
-            "copies_bytes": size // slots * text * max(k, 1),
-            "peak_bytes": torch.cuda.max_memory_allocated(device) - held if cuda else None,
+            "text_bytes": size * text // slots,
+            "copies_bytes": size * text // slots * max(k, 1),
+            "peak_bytes": peak,
         }
 
 
@@ -274,13 +257,15 @@ def measure(pair: Any, texts: list[list[int]], config: dict[str, Any], folder: P
     done = read_records(folder) if records.exists() else []
     library = library_model(pair.target) if config["library_caches"] else None
     todo, begin = list(jobs(config)), time.monotonic()
+    # A GPU records its graphs in the warm-up, for buffers of this length.
+    warm_up = config["new_tokens" if config["device"] == "cuda" else "warm_up_tokens"]
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - begin:6.0f} s  {text}", flush=True)
 
     for job in list(todo):
         try:
-            work(job, pair, library, texts, 0, config["warm_up_tokens"])
+            work(job, pair, library, texts, 0, warm_up)
         except Exception as error:
             if job.get("cache") != "static":  # which wants a compiler; no run ends for that
                 raise
@@ -355,14 +340,15 @@ class Measured:
         factor = self.block_efficiency / other.block_efficiency
         return spread(factor * other.per_turn / self.per_turn)
 
-    def stages(self, step: Measured, calls: dict[str, float]) -> dict[str, Any]:
-        """Milliseconds of a turn by stage, medians over the rounds; `step`: an autoregressive turn."""
+    def stages(self, loop: Measured, step: Measured, calls: dict[str, float]) -> dict[str, Any]:
+        """Milliseconds of a turn by stage, medians over the rounds. `loop`: the same turns without a
+        clock inside; `step`: autoregressive ones; `calls`: a GPU's models by themselves."""
 
         def of(name: str) -> float:
             seconds = [line["stages"].get(name, 0.0) / line["turns"] for line in self.lines]
             return 1e3 * statistics.median(seconds)
 
-        total = 1e3 * statistics.median(self.per_turn)
+        total, undisturbed = (1e3 * statistics.median(m.per_turn) for m in (self, loop))
         stages = {name: of(name) for name in timing.STAGES}
         drafts, length = self.job["num_drafts"], self.job["draft_length"]
         draft, target = of("draft forward"), of("target forward")
@@ -374,7 +360,8 @@ class Measured:
             "milliseconds": stages | {"python": total - sum(stages.values())},
             "forwards": {"draft": draft, "target": target},
             "turn": total,
-            "overhead": 1 - (draft + target) / total,
+            "undisturbed_turn": undisturbed,
+            "overhead": 1 - (draft + target) / undisturbed,
             "verification": stages["verify"] / target,
             "verification_in_steps": stages["verify"] / (1e3 * statistics.median(step.per_turn)),
         }
@@ -387,9 +374,11 @@ def summarise_run(folder: Path) -> dict[str, Any]:
     found = [Measured(json.loads(key), x[:rounds]) for key, x in by_job(records).items()]
     temperature, (most, longest) = config["temperature"], config["corner"]
 
-    def get(k: int, length: int, rows: int = 1, temperature: float = temperature) -> Measured:
-        wanted = {"part": "loop", "num_drafts": k, "draft_length": length, "verifier": "kseq",
-                  "rows": rows, "temperature": temperature}  # fmt: skip
+    def get(
+        k: int, length: int, rows: int = 1, verifier: str = "kseq", t: float = temperature
+    ) -> Measured:
+        shape = {"num_drafts": k, "draft_length": length, "verifier": verifier}
+        wanted = {"part": "loop", "rows": rows, "temperature": t, **shape}
         return next(m for m in found if m.job == wanted)
 
     methods, library, stages = [], [], []
@@ -401,7 +390,7 @@ def summarise_run(folder: Path) -> dict[str, Any]:
     for m in found:
         part, rows = m.job["part"], m.job["rows"]
         if part == "library":
-            ours = get(0, 0, temperature=m.job["temperature"])
+            ours = get(0, 0, t=m.job["temperature"])
             library.append(
                 {
                     "cache": m.job["cache"],
@@ -412,7 +401,9 @@ def summarise_run(folder: Path) -> dict[str, Any]:
                 }
             )
         elif part == "stages":
-            stages.append(m.stages(get(0, 0), call_seconds))
+            shape = [m.job[n] for n in ("num_drafts", "draft_length")]
+            same = get(*shape, verifier=m.job["verifier"])
+            stages.append(m.stages(same, get(0, 0), call_seconds))
         elif m.job["temperature"] == temperature:
             alone = get(0, 0, rows)
             methods.append(

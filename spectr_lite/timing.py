@@ -4,30 +4,29 @@
     c  what every turn pays;   d  a step of the draft;   s  a token more in the target's call
     speed = block efficiency / cost
 
-The first turn, which also reads the prompt, is left out everywhere.
+The first turn, which also reads the prompt, is left out everywhere. Decoders are kept, so that on a GPU
+a second run with the same settings replays what the first one recorded: warm up with one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import brentq, nnls
+from torch import Tensor
 
-from spectr_lite import decoding
+from spectr_lite import decoding, graphs
+from spectr_lite.decoding import Decoder
+from spectr_lite.verifiers.tree import TreeVerifier
 
-STAGES = {
-    "draft": ("draft_paths",),
-    "score": ("score_paths",),
-    "verify": ("walk_down", "verify_paths"),
-    "commit": ("commit",),
-    "copy": ("_to_host",),
-}
+STAGES = ("draft", "score", "verify", "commit", "copy")
 
 
 def wait(device: torch.device) -> float:
@@ -37,62 +36,28 @@ def wait(device: torch.device) -> float:
     return time.perf_counter()
 
 
-@dataclass
-class Clock:
-    """Seconds spent in named stages. A clock waits for the device at both ends of a stage, so that
-    turns under it take longer than without."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = wait(self.device)
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + wait(self.device) - start
-
-    @contextlib.contextmanager
-    def watching(self, models: Mapping[str, torch.nn.Module]) -> Iterator[None]:
-        """Time the loop's STAGES, and inside them the calls of `models` as "<name> forward"."""
-        kept = {name: getattr(decoding, name) for names in STAGES.values() for name in names}
-
-        def timed(stage: str, function: Callable) -> Callable:
-            def call(*arguments: Any, **keywords: Any) -> Any:
-                with self.stage(stage):
-                    return function(*arguments, **keywords)
-
-            return call
-
-        for stage, names in STAGES.items():
-            for name in names:
-                setattr(decoding, name, timed(stage, kept[name]))
-        for name, model in models.items():
-            model.forward = timed(f"{name} forward", model.forward)
-        try:
-            yield
-        finally:
-            for name, function in kept.items():
-                setattr(decoding, name, function)
-            for model in models.values():
-                del model.forward  # the class has its own
-
-
 @dataclass(frozen=True)
 class Turns:
-    """Turns of the loop, all rows of the batch in each: their number, their time, what they emitted."""
+    """Turns of the loop, all rows of the batch in each: their number, their time, what they emitted.
+
+    stages: seconds in each of STAGES and, as "draft forward" and "target forward", in the models'
+    calls inside them; only from `stage_turns`.
+    """
 
     count: int
     seconds: float
     emitted: int
     trace: list[decoding.Iteration]
+    stages: Mapping[str, float]
 
     @property
     def per_turn(self) -> float:
         return self.seconds / self.count
 
-    @property
-    def block_efficiency(self) -> float:
-        return self.emitted / (self.count * len(self.trace[0].kept))
+
+@functools.lru_cache(maxsize=128)
+def kept_decoder(target: Any, draft: Any, **settings: Any) -> Decoder:
+    return Decoder(target, draft, **settings)
 
 
 def run_turns(
@@ -101,27 +66,127 @@ def run_turns(
     rows: Sequence[Sequence[int]],
     *,
     new_tokens: int = 64,
-    after_first: Callable[[], Any] = lambda: None,
+    generator: int = 0,
     **settings: Any,
 ) -> Turns:
     """Decode `rows` and time the turns after the first, until a row nears its end of `new_tokens`.
 
-    `settings` are those of `decode`; `after_first` is called between the first turn and the others.
+    `generator` is a seed; `settings` are those of `Decoder`.
     """
     device = torch.device(target.device)
-    stream = decoding.decode(target, draft, rows, max_new_tokens=new_tokens, **settings)
+    decoder = kept_decoder(target, draft, **settings)
+    stream = decoder.decode(rows, max_new_tokens=new_tokens, generator=generator)
     left = new_tokens - int(next(stream).kept.max())
-    after_first()
     trace, start = [], wait(device)
     for turn in stream:
         trace.append(turn)
         left -= int(turn.kept.max())
-        if left <= turn.drafted.shape[2]:  # the next turn could end a row
+        if left <= decoder.draft_length:  # the next turn could end a row
             break
     seconds = wait(device) - start
     stream.close()
     emitted = sum(int((turn.accepted + 1).sum()) for turn in trace)
-    return Turns(len(trace), seconds, emitted, trace)
+    return Turns(len(trace), seconds, emitted, trace, {})
+
+
+@torch.no_grad()
+def stage_turns(
+    target: Any,
+    draft: Any,
+    rows: Sequence[Sequence[int]],
+    *,
+    new_tokens: int = 64,
+    generator: int = 0,
+    **settings: Any,
+) -> Turns:
+    """`run_turns` with a clock around every stage, which waits for the device at both of its ends.
+
+    The stages are those of `Decoder`, called one by one here; on a GPU each replays a graph of its
+    own. The sum is a little more than an undisturbed turn, and the clock inside a captured stage
+    would see nothing: there the models' calls are not told apart.
+    """
+    device = torch.device(target.device)
+    decoder = kept_decoder(target, draft, **settings)
+    stream = decoder.decode(rows, max_new_tokens=new_tokens, generator=generator)
+    first = next(stream)
+    state, rule, held, seconds = decoder.state, decoder.rule, {}, {}
+    longest = max(map(len, rows)) + (new_tokens if device.type == "cuda" else int(first.kept.max()))
+    select = decoding.walk_down
+    if decoder.num_drafts and isinstance(rule, TreeVerifier):
+        select = decoding.verify_paths
+
+    def draft_stage() -> Tensor:
+        places = held["places"] = state.places(state.span(longest))
+        held["drafted"], held["laws"] = state.tokens[:, None, :0], []
+        if decoder.num_drafts:
+            held["drafted"], held["laws"] = decoding.draft_paths(
+                draft, state, places, decoder.sampling, decoder.random
+            )
+        return held["drafted"]
+
+    def score_stage() -> Tensor:
+        held["logits"] = decoding.score_paths(target, state, held["places"], held["drafted"])
+        return held["logits"]
+
+    def verify_stage() -> Tensor:
+        held["block"] = select(
+            rule, held["drafted"], held["laws"], held["logits"], decoder.sampling, decoder.random
+        )
+        return held["block"][0]
+
+    def commit_stage() -> Tensor:
+        block, accepted, path = held["block"]
+        kept = decoding.commit(state, block, accepted, path)
+        held["report"] = torch.stack([accepted, kept], 1)
+        return held["report"]
+
+    steps = dict(zip(STAGES, (draft_stage, score_stage, verify_stage, commit_stage), strict=False))
+    watched = {"target": target} | ({"draft": draft} if decoder.num_drafts else {})
+    if device.type == "cuda":
+        watched = {}
+        for name, step in steps.items():
+            (steps[name], _), _ = graphs.capture(step, decoder.random, None)
+    steps["copy"] = lambda: held.update(host=held["report"].cpu())
+
+    count, emitted, left = 0, 0, new_tokens - int(first.kept.max())
+    with _timed_calls(watched, seconds):
+        begin = wait(device)
+        while left > decoder.draft_length:
+            for name, step in steps.items():
+                start = wait(device)
+                step()
+                seconds[name] = seconds.get(name, 0.0) + wait(device) - start
+            accepted, kept = held["host"].unbind(1)
+            count, emitted = count + 1, emitted + int((accepted + 1).sum())
+            left -= int(kept.max())
+            longest += int(kept.max()) if device.type == "cpu" else 0
+        total = wait(device) - begin
+    stream.close()
+    return Turns(count, total, emitted, [], seconds)
+
+
+@contextlib.contextmanager
+def _timed_calls(
+    models: Mapping[str, torch.nn.Module], seconds: dict[str, float]
+) -> Iterator[None]:
+    """Add up, as "<name> forward", the time of the models' calls on a CPU."""
+
+    def timed(name: str, function: Callable) -> Callable:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*arguments, **keywords)
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+            return result
+
+        return call
+
+    for name, model in models.items():
+        model.forward = timed(f"{name} forward", model.forward)
+    try:
+        yield
+    finally:
+        for model in models.values():
+            del model.forward  # the class has its own
 
 
 @dataclass(frozen=True)

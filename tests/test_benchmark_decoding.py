@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from spectr_lite import decoding, timing
+from spectr_lite import timing
 from spectr_lite.models import load_pair
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +42,7 @@ def test_a_quick_run_measures_everything(benchmark, quick_run):
     summary = benchmark.summarise_run(quick_run)
     assert summary["rounds"] == 1
     parts = [record["part"] for record in records]
-    assert len(parts) == len(benchmark.by_job(records)) + 3  # and nothing twice
+    assert len(parts) == len(benchmark.by_job(records)) + 2  # and nothing twice
     assert set(parts) >= {"loop", "stages", "memory"}
     shapes = {(m["num_drafts"], m["draft_length"]) for m in summary["methods"]}
     assert shapes == {(0, 0), (1, 2), (4, 2)}
@@ -61,25 +60,28 @@ def test_a_quick_run_measures_everything(benchmark, quick_run):
 
 def test_the_text_takes_the_same_bytes_for_any_number_of_drafts(benchmark, quick_run):
     rows = benchmark.summarise_run(quick_run)["memory"]
-    assert [row["num_drafts"] for row in rows] == [0, 1, 4]
+    assert [row["num_drafts"] for row in rows] == [1, 4]
     assert len({row["text_bytes"] for row in rows}) == 1
     assert all(row["bytes"] >= row["text_bytes"] for row in rows)
     assert rows[-1]["bytes"] < rows[-1]["copies_bytes"]
 
 
-def test_timing_leaves_the_loop_as_it_was():
+@pytest.mark.parametrize("verifier", ["kseq", "optimal-block"])
+def test_stages_are_those_of_the_loop(verifier):
+    """Called one by one they decode the same text, and they leave the models as they were."""
     pair = load_pair("bundled")
-    before = {name: getattr(decoding, name) for names in timing.STAGES.values() for name in names}
-    clock = timing.Clock(torch.device("cpu"))
     settings = {"num_drafts": 2, "draft_length": 2, "generator": 0, "new_tokens": 20}
-    with clock.watching({"target": pair.target, "draft": pair.draft}):
-        watched = timing.run_turns(pair.target, pair.draft, [[5, 6], [7]], **settings)
-    assert all(getattr(decoding, name) is function for name, function in before.items())
-    assert {*timing.STAGES, "target forward", "draft forward"} == set(clock.seconds)
-    plain = timing.run_turns(pair.target, pair.draft, [[5, 6], [7]], **settings)
-    assert plain.emitted == watched.emitted and plain.count == watched.count
+    settings |= {"verifier": verifier}
+    rows = [[5, 6], [7]]
+    plain = timing.run_turns(pair.target, pair.draft, rows, **settings)
+    staged = timing.stage_turns(pair.target, pair.draft, rows, **settings)
+    assert (plain.count, plain.emitted) == (staged.count, staged.emitted)
+    assert {*timing.STAGES, "target forward", "draft forward"} == set(staged.stages)
+    assert sum(staged.stages[name] for name in timing.STAGES) <= staged.seconds
     assert all(bool(turn.active.all()) for turn in plain.trace)
-    assert 1 <= plain.block_efficiency <= 3
+    assert not {"forward"} & {*vars(pair.target), *vars(pair.draft)}
+    alone = timing.stage_turns(pair.target, None, rows, num_drafts=0, new_tokens=5)
+    assert alone.count == 4 and alone.stages["draft"] < alone.stages["score"]
 
 
 def test_the_fit_finds_the_costs_that_made_its_points():
