@@ -2,7 +2,7 @@
 
     make smollm2
     python scripts/compare_smollm2_drafts.py --run-id ID       about ten minutes on one core
-    python scripts/compare_smollm2_drafts.py --summarise         only rewrites the summary
+    python scripts/compare_smollm2_drafts.py --summary           only rewrites the summary
 
 Two texts, both written by the target at temperature 1 and seen by no draft: its own, from the start
 of a text, and its continuations of the State of the Union prompts. At every place the target's law
@@ -210,6 +210,7 @@ def summary(run_id: str) -> dict:
         drafts.append(entry)
     return {
         "run": run_id,
+        "command": session["command"],
         "device": session["device"],
         "load_average": timed["load_average"],
         "draft_length": DRAFT_LENGTH,
@@ -241,11 +242,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run-id", help="record a run under this name, e.g. smollm2-1")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--summarise", action="store_true", help="only rewrite the summary")
+    parser.add_argument("--summary", action="store_true", help="only rewrite the summary")
     options = parser.parse_args()
-    if not options.summarise:
+    if not options.summary:
         if options.run_id is None:
-            parser.error("give --run-id NAME, or --summarise")
+            parser.error("give --run-id NAME, or --summary")
         record(options.run_id, options.device)
     print(write_summary())
 
