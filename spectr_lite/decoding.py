@@ -252,7 +252,8 @@ class Decoder:
     def _room(self, batch: int, capacity: int) -> State:
         """Buffers for `batch` texts of up to `capacity` tokens; new ones where the old do not fit."""
         if self.state is None or not self.state.fits(batch, capacity):
-            self.state, self.graphs = None, Captured(self.random)  # the old ones' memory first
+            self.graphs.forget()
+            self.state = None  # the old ones' memory first
             self.state = State.new(self.models, self.tree, batch, capacity)
         return self.state
 

@@ -32,10 +32,14 @@ class Captured:
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
+        self.refused = generator.device.type not in DEVICES
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was recorded, because its tensors are gone."""
         self.seen: set[int] = set()
         self.replays: dict[int, tuple[Callable[[], Any], Tensor]] = {}
         self.pool: Any = None  # memory that the graphs share, for one runs at a time
-        self.refused = generator.device.type not in DEVICES
 
     def __call__(self, key: int, step: Callable[[], Tensor]) -> Tensor:
         """What the step returns; a replay overwrites what the one before it returned."""

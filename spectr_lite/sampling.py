@@ -62,7 +62,7 @@ class Sampling:
         if self.top_p is not None:
             ordered, ids = logits.sort(dim=-1, stable=True)
             dropped = ordered.softmax(-1).cumsum(-1) <= 1 - self.top_p
-            dropped[..., -1] = False
+            dropped[..., -1].fill_(False)
             logits = logits.masked_fill(dropped.scatter(-1, ids, dropped), -torch.inf)
         return logits.softmax(-1)
 

@@ -130,8 +130,8 @@ def binned_classes(draft: Tensor, target: Tensor, k: Tensor, classes: int) -> Te
     # The class of a cell is set by the middle of the level it spans.
     middle = (level + torch.nn.functional.pad(level[..., :-1], (1, 0))) / 2
     inner = 1 + (middle * (classes - 2)).long().clamp(0, classes - 3)
-    inner[..., 0] = 0
-    inner[..., -1] = classes - 1
+    inner[..., 0].fill_(0)
+    inner[..., -1].fill_(classes - 1)
     return inner.gather(-1, cell)
 
 
@@ -186,8 +186,8 @@ def _concave_hull(u: Tensor, r: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     rightward = slope.masked_fill(~later | slope.isnan(), -torch.inf).amax(-1)
     leftward = slope.masked_fill(~later | slope.isnan(), torch.inf).amin(-2)
     vertex = leftward >= rightward
-    vertex[..., 0] = True
-    vertex[..., -1] = True
+    vertex[..., 0].fill_(True)
+    vertex[..., -1].fill_(True)
     left, right = _gaps(vertex[..., :-1])
     start, base = r.gather(-1, left), g.gather(-1, left)
     run, rise = r.gather(-1, right) - start, g.gather(-1, right) - base
