@@ -1,6 +1,6 @@
 """What the transport lab takes from elsewhere: colours and names from the package, D3 from npm.
 
-    python scripts/lab_assets.py            palette.css, palette.js and the picture shown without JavaScript
+    python scripts/lab_assets.py            the palette, and the picture for pages without JavaScript
     python scripts/lab_assets.py --vendor   book/_vendor/d3 as well; needs node and npm
 
 The colours on a light page are those of spectr_lite.plotting. On a dark page each keeps its hue and is
@@ -18,7 +18,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from spectr_lite.plotting import COLORS, LABELS
+import matplotlib.pyplot as plt
+
+from spectr_lite import distributions, lab
+from spectr_lite.plotting import COLORS, LABELS, use_style
 
 ROOT = Path(__file__).resolve().parent.parent
 LAB = ROOT / "book" / "_static" / "lab"
@@ -138,6 +141,9 @@ def main() -> int:
     css, js = palette()
     (LAB / "palette.css").write_text(css)
     (LAB / "palette.js").write_text(js)
+    use_style()
+    plt.rcParams["svg.hashsalt"] = "lab"  # the same bytes every time
+    lab.figure(*distributions.three_tokens(), 2).savefig(LAB / "still.svg", metadata={"Date": None})
     if arguments.vendor:
         vendor()
     return 0

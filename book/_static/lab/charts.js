@@ -120,7 +120,7 @@ export function lawsChart(box, onChange) {
     entered.append("line").attr("class", "grip");
     entered.append("text").attr("class", "value").attr("text-anchor", "middle").attr("aria-hidden", "true");
     entered.append("rect").attr("class", "handle");
-    const all = entered.merge(groups)
+    const all = entered.merge(groups).classed("narrow", each < 20)
       .attr("aria-valuenow", (d) => +d.value.toFixed(4)).attr("aria-valuetext", (d) => d.value.toFixed(3));
     const clip = (v) => Math.max(0, y(v));
     const put = (name, attributes, animated = animate) => {
@@ -157,7 +157,7 @@ export function curvesChart(box, onPick) {
     const width = fit();
     x.domain([1, 16]).range([margin.left, width - margin.right]);
     const low = Math.min(...curves.map((c) => Math.min(...c.values)));
-    y.domain([low > 0.999 ? 0 : Math.floor(low * 10 - 1e-9) / 10, 1]).nice(2);
+    y.domain([low > 0.999 ? 0 : Math.floor(low * 10 - 1e-9) / 10, 1]);
     if (y.domain()[0] < 0) y.domain([0, 1]);
     const ticks = [y.domain()[0], (y.domain()[0] + 1) / 2, 1];
     marks(root, "line", "grid", ticks, (_, i) => i, { x1: margin.left, x2: width - margin.right, y1: y, y2: y }, animate);
@@ -187,7 +187,7 @@ export function curvesChart(box, onPick) {
 
 export function kseqChart(box) {
   const height = 196;
-  const margin = { top: 18, right: 2, bottom: 26, left: 30 };
+  const margin = { top: 18, right: 2, bottom: 26, left: 2 };
   const { svg, fit } = canvas(box, height);
   const hatch = svg.append("defs").append("pattern").attr("id", "lab-hatch").attr("width", 6).attr("height", 6)
     .attr("patternUnits", "userSpaceOnUse").attr("patternTransform", "rotate(45)");
@@ -197,7 +197,7 @@ export function kseqChart(box) {
   return function draw({ target, emitted, residual }, animate) {
     const width = fit();
     const band = scaleBand(target.map((_, i) => i), [margin.left, width - margin.right]).paddingInner(0.3).paddingOuter(0.1);
-    const y = scaleLinear([0, Math.min(1, Math.ceil((Math.max(...target) + 0.05) * 5) / 5)], [height - margin.bottom, margin.top]);
+    const y = scaleLinear([0, Math.max(...target)], [height - margin.bottom, margin.top]);
     const base = y(0);
     marks(root, "line", "grid", [0], (i) => i, { x1: margin.left, x2: width, y1: base, y2: base }, false);
     const tokens = target.map((_, i) => i);
@@ -262,7 +262,7 @@ export function poolsChart(box) {
 
 export function countsChart(box) {
   const height = 196;
-  const margin = { top: 18, right: 2, bottom: 26, left: 30 };
+  const margin = { top: 18, right: 2, bottom: 26, left: 2 };
   const { svg, fit } = canvas(box, height);
   const root = svg.append("g");
 
@@ -270,7 +270,8 @@ export function countsChart(box) {
     const width = fit();
     const share = counts.map((c) => (n ? c / n : 0));
     const band = scaleBand(target.map((_, i) => i), [margin.left, width - margin.right]).paddingInner(0.3).paddingOuter(0.1);
-    const y = scaleLinear([0, Math.min(1, Math.ceil((Math.max(...target, ...(n > 20 ? share : [])) + 0.05) * 5) / 5)], [height - margin.bottom, margin.top]).clamp(true);
+    // Early shares are wild: they may pass the top until there are twenty.
+    const y = scaleLinear([0, Math.max(...target, ...(n > 20 ? share : []))], [height - margin.bottom, margin.top]).clamp(true);
     const base = y(0);
     marks(root, "line", "grid", [0], (i) => i, { x1: margin.left, x2: width, y1: base, y2: base }, false);
     const tokens = target.map((_, i) => i);
@@ -301,7 +302,7 @@ export function distanceChart(box) {
     words(root, "axis", [0], (i) => i, { x: (margin.left + width - margin.right) / 2, y: height - 2, "text-anchor": "middle" }, () => "tokens selected");
     const path = line().x((d) => x(d[0])).y((d) => y(d[1]));
     marks(root, "path", "expected", expected(1) > 0 ? [0] : [], (i) => i, { d: path([[1, expected(1)], [most, expected(most)]]) }, false);
-    words(root, "expected-name", expected(1) > 0 ? [0] : [], (i) => i, { x: x(3), y: y(expected(3)) + 20, "text-anchor": "start" }, () => "expected of a lossless rule");
+    words(root, "expected-name", expected(1) > 0 ? [0] : [], (i) => i, { x: x(1) + 6, y: y(expected(x.invert(x(1) + 175))) + 20, "text-anchor": "start" }, () => "expected of a lossless rule");
     const floor = bias > 1e-9 ? [bias] : [];
     marks(root, "line", "bias", floor, () => 0, { x1: margin.left, x2: width - margin.right, y1: y, y2: y }, false);
     words(root, "bias-name", floor, () => 0, { x: width - margin.right, y: (b) => y(b) - 6, "text-anchor": "end" }, (b) => `its bias, ${b.toFixed(3)}`);

@@ -68,7 +68,7 @@ app.innerHTML = `
 const box = (chart) => app.querySelector(`[data-chart=${chart}]`);
 const text = (key) => app.querySelector(`[data-text=${key}]`);
 const control = (key) => app.querySelector(`[name="${key}"]`);
-const row = app.querySelector("tbody");
+const rows = app.querySelector("tbody");
 
 const draw = {
   laws: charts.lawsChart(box("laws"), move),
@@ -224,7 +224,7 @@ function show(animate = false) {
     ? `<b>Why not more?</b> ${k === 1 ? "The draft falls" : `All ${k} drafts fall`} in A = ${name(best.set)} with probability <b>${best.allInside.toFixed(4)}</b>;
        the target is there only <b>${best.wanted.toFixed(4)}</b> of the time. The difference is lost by every lossless rule.`
     : "Nothing is in the way: a lossless rule can always keep a drafted token.";
-  row.innerHTML = curves.map(({ rule, values }) => {
+  rows.innerHTML = curves.map(({ rule, values }) => {
     const gap = best.acceptance - values[k - 1];
     const shown = rule === "optimal" ? "" : gap < 5e-7 ? "none" : `−${gap.toFixed(4)}`;
     return `<tr data-rule="${rule}"><th scope="row">${LABELS[rule]}</th><td>${values[k - 1].toFixed(4)}</td><td>${shown}</td></tr>`;
@@ -270,7 +270,7 @@ function sample(count) {
 const distance = (target) => T.totalVariation(run.counts.map((c) => c / run.n), target);
 
 function showSample() {
-  const { target, rule, k } = state;
+  const { draft, target, rule, k } = state;
   const { n, counts, kept, trail, last } = run;
   for (const input of app.querySelectorAll("[name=rule]")) input.checked = input.value === rule;
   const now = n ? [...trail, [n, distance(target)]] : [];
@@ -279,8 +279,8 @@ function showSample() {
   const curve = found.curves.find((c) => c.rule === rule);
   numbers("sample", [
     ["tokens selected", n.toLocaleString("en")],
-    ["drafted token kept", n ? `${(kept / n).toFixed(4)}` : "–"],
-    ["exact", curve ? curve.values[k - 1].toFixed(4) : "–"],
+    ["drafted token kept", n ? (kept / n).toFixed(4) : "–"],
+    ["exact acceptance", (curve ? curve.values[k - 1] : T.kseq(draft, target, k, 1).acceptance).toFixed(4)],
     ["total variation", n ? distance(target).toFixed(4) : "–"],
     ["expected of a lossless rule", n ? T.expectedVariation(target, n).toFixed(4) : "–"],
   ]);

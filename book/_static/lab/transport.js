@@ -55,17 +55,32 @@ export function acceptanceOfOne(draft, target, rho) {
 // p_acc = 1 - (1 - beta)^k. verifiers.kseq.acceptance_of_any
 export const acceptanceOfAny = (beta, k) => -Math.expm1(k * Math.log1p(-beta));
 
-// rho*, where p_acc(rho) = rho beta(rho); below it the residual has negative mass. Halving [1, k] keeps the upper,
-// lossless end. verifiers.kseq.optimal_rho (which goes piece by piece), verifiers.kseq.bisected_rho
+// rho*, where p_acc(rho) = rho beta(rho); below it the residual has negative mass. verifiers.kseq.optimal_rho
+// In the order of target/draft beta is A + B / rho between neighbouring ratios, A the draft mass above and B the target
+// mass below. With x = B / rho,  F(x) = 1 - (1 - A - x)^k - B - A B / x  is increasing and concave: Newton's method from
+// the left climbs to the root and never passes it, so that rho stays on the lossless side.
 export function optimalRho(draft, target, k) {
-  let [low, high] = [1, k];
-  for (let i = 0; i < 60; i++) {
-    const middle = (low + high) / 2;
-    const beta = acceptanceOfOne(draft, target, middle);
-    if (acceptanceOfAny(beta, k) > middle * beta) low = middle;
-    else high = middle;
+  const order = byRatio(draft, target);
+  const ratio = order.map((y) => (draft[y] > 0 ? Math.min(target[y] / draft[y], Number.MAX_VALUE) : Number.MAX_VALUE));
+  const above = (j) => sum(order.slice(j + 1).map((y) => draft[y]).reverse());
+  const below = (j) => sum(order.slice(0, j + 1).map((y) => target[y]));
+  const left = ratio.map((r, j) => {
+    const at = Math.max(1, r);
+    const beta = Math.min(1, Math.max(0, above(j) + below(j) / at));
+    return r < 1 || acceptanceOfAny(beta, k) - (above(j) * at + below(j)) > 0;
+  });
+  const piece = left.filter(Boolean).length; // ratios left of rho*
+  const [a, b] = piece ? [above(piece - 1), below(piece - 1)] : [1, 0];
+  let x = b / Math.max(1, Math.min(ratio[piece] ?? Infinity, k));
+  for (let i = 0; b > 0 && i < 24; i++) {
+    const out = Math.max(0, 1 - a - x);
+    const hyperbola = x > 0 ? (a * b) / x : 0;
+    const value = 1 - out ** k - b - hyperbola;
+    const slope = k * out ** (k - 1) + (x > 0 ? hyperbola / x : 0);
+    x = Math.min(b, x + (slope > 0 ? Math.max(0, -value / slope) : 0));
   }
-  return high;
+  const beta = Math.min(1, Math.max(0, a + x));
+  return beta > 0 ? Math.min(k, Math.max(1, acceptanceOfAny(beta, k) / beta)) : 1;
 }
 
 // residual = (target - min(draft, target / rho) p_acc / beta)+, unnormalised, of mass 1 - p_acc. verifiers.kseq.residual
