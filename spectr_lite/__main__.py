@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import sys
@@ -27,9 +26,10 @@ class _Parser(argparse.ArgumentParser):
 def check(args: argparse.Namespace) -> int:
     """Prints the table and the verdicts. 0: all lossless; 1: something is not; 2: bad input."""
     from spectr_lite.check import compare, lossless
+    from spectr_lite.verifiers.registry import find
 
     draft, target = load(args.draft, "--draft"), load(args.target, "--target")
-    chosen = None if args.verifier is None else [find_rule(name) for name in args.verifier]
+    chosen = None if args.verifier is None else [find(name) for name in args.verifier]
     table = compare(draft, target, args.k, chosen)
     verdicts = []
     if not args.json:
@@ -98,29 +98,6 @@ def _read(file: Path, kind: str) -> dict[str, Any]:
         if isinstance(content, np.ndarray):
             return {"": content}
         return {name: content[name] for name in content.files}
-
-
-def find_rule(name: str) -> Any:
-    """A registered name, or the object at my.module:MyVerifier, importable from where you stand."""
-    from spectr_lite import verifiers
-
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
-        return verifiers.get(name)
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ValueError(
-            f"--verifier: {module_name!r} could not be imported ({type(error).__name__}: "
-            f"{_one_line(error)}). Give package.module:Class, importable from this directory."
-        ) from error
-    if not hasattr(module, attribute):
-        raise ValueError(
-            f"--verifier: module {module_name!r} has no {attribute!r}. Check its name."
-        )
-    return getattr(module, attribute)
 
 
 def _one_line(error: BaseException) -> str:

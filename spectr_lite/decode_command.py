@@ -13,6 +13,8 @@ from spectr_lite import environment, models, verifiers
 from spectr_lite.decoding import Generation, Iteration, decode
 from spectr_lite.laws import IID
 from spectr_lite.rendering import LEGEND, TextStream, to_ansi
+from spectr_lite.verifiers import Verifier
+from spectr_lite.verifiers.registry import find
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verifier",
         default="kseq",
-        help=f"selection rule: {', '.join(rules)} (default: %(default)s)",
+        help=f"selection rule: {', '.join(rules)}; or my.module:MyVerifier for your own "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "-K",
@@ -46,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)"
     )
+    parser.add_argument("--top-k", type=int, metavar="N", help="keep the N likeliest tokens")
+    parser.add_argument(
+        "--top-p", type=float, metavar="P", help="keep the likeliest tokens of mass P together"
+    )
     parser.add_argument("--seed", type=int, default=None, help="for the same text every time")
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU"
@@ -59,10 +66,27 @@ def run(args: argparse.Namespace) -> int:
     """The exit status: 0, or 2 after a one-line error."""
     try:
         stream(args)
-    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+    except (
+        ValueError,
+        TypeError,
+        FileNotFoundError,
+        ImportError,
+        torch.cuda.OutOfMemoryError,
+    ) as error:
         print(f"spectr_lite decode: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _rule(name: str) -> Verifier:
+    found = find(name)
+    rule = found() if isinstance(found, type) else found
+    if not isinstance(rule, Verifier):
+        raise ValueError(
+            f"--verifier: {name!r} is {type(rule).__name__}, which decodes nothing. Derive it from "
+            "spectr_lite.verifiers.Verifier."
+        )
+    return rule
 
 
 def stream(args: argparse.Namespace) -> None:
@@ -78,11 +102,13 @@ def stream(args: argparse.Namespace) -> None:
         pair.target,
         pair.draft,
         [prompt],
-        verifier=args.verifier,
+        verifier=_rule(args.verifier),
         num_drafts=args.num_drafts,
         draft_length=args.draft_length,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
         generator=args.seed,
         stop_tokens=[pair.end_of_text],
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 import pytest
 
@@ -33,6 +34,23 @@ def test_streams_the_text_and_its_block_efficiency(pair, capsys):
     assert "\033[" not in shown
 
 
+def test_top_k_and_a_rule_of_your_own(pair, capsys, tmp_path, monkeypatch):
+    """The likeliest token alone is greedy decoding, whatever the temperature."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_rule.py").write_text(
+        "from spectr_lite.verifiers.target_only import TargetOnly\nclass Mine(TargetOnly): ...\n"
+    )
+    words = ["--prompt", "We", "-K", "2", "-L", "2", "--max-new-tokens", "8", "--verifier"]
+    shown = []
+    for more in (["own_rule:Mine", "--top-k", "1"], ["kseq", "--temperature", "0"]):
+        assert run(*words, *more) == 0
+        shown.append(capsys.readouterr().out.splitlines()[0])
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry != str(tmp_path)])
+    sys.modules.pop("own_rule")
+    assert shown[0] == shown[1]
+    assert run(*words, "kseq", "--top-p", "0.5", "--top-k", "20", "--seed", "1") == 0
+
+
 def test_drafts_are_listed(capsys):
     assert run("--prompt", "", "-K", "3", "-L", "2", "--max-new-tokens", "2", "--show-drafts") == 0
     shown = capsys.readouterr().out
@@ -45,6 +63,10 @@ def test_drafts_are_listed(capsys):
     [
         (["--verifier", "best"], "no rule named 'best'"),
         (["--pair", "nowhere"], "nowhere"),
+        (["--verifier", "nowhere:Rule"], "--verifier: 'nowhere' could not be imported"),
+        (["--verifier", "math:pi"], "--verifier: 'math:pi' is float, which decodes nothing"),
+        (["--top-k", "0"], "top_k: found 0"),
+        (["--top-p", "1.5"], "top_p: found 1.5"),
         (["-L", "0"], "draft_length: found 0"),
         (["--max-new-tokens", "600"], "exceed the models' context of 512"),
     ],
