@@ -10,7 +10,7 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve lint format check-site tables front-page constraints set-repository smollm2 clean
+.PHONY: help book test serve lint format check-site tables front-page constraints set-repository smollm2 gpu clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -58,6 +58,9 @@ set-repository: $(STAMP)  ## Rewrite the repository's address everywhere: make s
 
 smollm2: $(STAMP)  ## Fetch SmolLM2-135M (98 MB) into data/smollm2, for `decode --pair smollm2`
 	$(BIN)/python scripts/fetch_smollm2.py
+
+gpu: $(STAMP)  ## On a machine with a GPU: checks, then every measurement, in half an hour
+	$(BIN)/python scripts/gpu_session.py
 
 clean:  ## Remove what was built (the environment stays)
 	rm -rf _build book/_generated
