@@ -77,7 +77,7 @@ def steps(run_id: str, scratch: str) -> list[Step]:
             "table1",
             ["--pair", "bundled", large, "--run-id", run_id, "--minutes", "2"],
             ["--pair", "bundled", "--cell", "kseq:2:2", "--prompts", "2", "--minutes", "0.05"],
-            6,
+            5,
         ),
         reproduce("appendix-e", ["--run-id", run_id], ["--rounds", "1", "--minutes", "0.05"], 3),
         Step(
