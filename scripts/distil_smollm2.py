@@ -1,8 +1,12 @@
-"""Distil a draft for SmolLM2-135M on text that the model itself wrote.
+r"""Distil a draft for SmolLM2-135M on text that the model itself wrote.
 
-    make smollm2                                               the teacher
-    python scripts/distil_smollm2.py --run-id ID               all stages, one after the other
-    python scripts/distil_smollm2.py --run-id ID --stage train --device cuda
+    make smollm2
+    python scripts/distil_smollm2.py --run-id ID          all stages: about two hours of a shared core
+    python scripts/distil_smollm2.py --run-id ID --device cuda --shards 32 --rows 1024 --batch 64 \
+        --tokens 200000000 --stage sample train export \
+        --init spectr_lite/models/data/smollm2/draft.safetensors
+
+The last one goes on from the draft in the package, on fresh text, on a GPU.
 
 Stages
     sample   the teacher writes text; its last hidden states are kept, so that later its laws cost
@@ -596,24 +600,47 @@ def speed(acceptance: float, cost: float) -> float:
     return tokens / (1 + DRAFT_LENGTH * cost)
 
 
-def card(
-    run: Run, settings: Settings, record: dict, weights: dict[str, Tensor], text: Tensor
-) -> str:
-    """The model card, all of it from the run's own records."""
-    shapes = [json.loads(line) for line in (run.records / "shapes.jsonl").open()]
-    sessions = json.loads((run.records / "env.json").read_text())["sessions"]
-    (trained,) = [s for s in sessions if s["stage"] == "train"][-1:]
-    config, count = SHAPES[settings.shape].config, sum(w.numel() for w in weights.values())
-    windows, length = text.shape
-    proposed, tokens, minutes = len(weights["proposed"]), record["tokens"], record["seconds"] / 60
-    path, rounds, final = DRAFT_LENGTH, tokens / text.numel(), 1 - settings.total_variation_from
-    torch_version, commit = trained["versions"]["torch"], trained["commit"][:12]
+def compared(run: Run, settings: Settings) -> str:
+    """The card's part on shapes; empty where the run compared none."""
+    path, length = run.records / "shapes.jsonl", DRAFT_LENGTH
+    if not path.exists():
+        return ""
+    shapes = [json.loads(line) for line in path.open()]
     rows = "\n".join(
         f"| {row['shape']} | {row['own_parameters'] / 1e6:.1f} M "
         f"| {row['multiply_adds'] / 1e6:.1f} M | {row['cost']:.1%} | {row['acceptance']:.3f} "
         f"| {row['acceptance'] / row['cost']:.1f} | {speed(row['acceptance'], row['cost']):.2f} |"
         for row in shapes
     )
+    return f"""
+Shapes were compared after {shapes[0]["tokens"]:,} tokens of each, far too few for any of them. Cost
+is multiply-adds per token over those of the target, attention left out. Speed is what one path
+of {length} drafted tokens is predicted to gain where a call of the target takes as long for all of
+them as for one token: (1 + a + ... + a^{length}) / (1 + {length} cost), with a the acceptance. The
+cheapest shape always wins acceptance per cost. Shipped is `{settings.shape}`, of those within a
+twentieth of the best speed the one that accepts most.
+
+| shape | own parameters | multiply-adds | cost | acceptance | acceptance per cost | speed |
+|---|---|---|---|---|---|---|
+{rows}
+
+`copied-4` is four layers of the target with its whole head. The others are {Shape(0).width} wide,
+with {Shape(0).layers} layers, `shallow` with 2, and propose as many tokens as their name says.
+"""
+
+
+def card(
+    run: Run, settings: Settings, record: dict, weights: dict[str, Tensor], text: Tensor
+) -> str:
+    """The model card, all of it from the run's own records."""
+    sessions = json.loads((run.records / "env.json").read_text())["sessions"]
+    (trained,) = [s for s in sessions if s["stage"] == "train"][-1:]
+    config, count = SHAPES[settings.shape].config, sum(w.numel() for w in weights.values())
+    windows, length = text.shape
+    proposed, tokens, minutes = len(weights["proposed"]), record["tokens"], record["seconds"] / 60
+    rounds, final = tokens / text.numel(), 1 - settings.total_variation_from
+    begun = f" It began from weights with SHA-256 {settings.init[:12]}." if settings.init else ""
+    torch_version, commit = trained["versions"]["torch"], trained["commit"][:12]
     return f"""# A draft for SmolLM2-135M-Instruct
 
 A Transformer of width {config.width} with {config.layers} layers: {count / 1e6:.2f} M parameters
@@ -627,9 +654,10 @@ accepted, and that is all.
 
 ## Quality
 Acceptance of one draft, the mean of sum min(draft, target), was {record["acceptance"]:.3f} at the
-end of training, in {settings.held_out_rows} windows that the target wrote and no draft learned
-from, in bfloat16. `python scripts/compare_smollm2_drafts.py` compares all drafts: its records are
-in `results/smollm2-drafts`, its table is `spectr_lite/results/smollm2-drafts.json`.
+end of training, in {settings.held_out_rows} windows of {length} tokens that the target wrote and no
+draft learned from, in bfloat16. Longer texts are untried.
+`python scripts/compare_smollm2_drafts.py` compares all drafts: its records are in
+`results/smollm2-drafts`, its table is `spectr_lite/results/smollm2-drafts.json`.
 
 ## Training
 Half of the windows begin at the start of a text, half continue {settings.prompt} tokens of a State
@@ -637,24 +665,10 @@ of the Union address ({settings.prompts_package}, PDDL-1.0). All else was sample
 temperature 1.
 
 Trained on {tokens / 1e6:.1f} M tokens, {rounds:.0f} rounds through the text, in {minutes:.0f}
-minutes. Forward KL, and for the last {final:.0%} of the steps total variation.
-Device: {trained["device"]}, shared with other work; bfloat16 products, float32 weights;
-torch {torch_version}; commit {commit}.
-
-Shapes were compared after {shapes[0]["tokens"]:,} tokens of each, far too few for any of them. Cost
-is multiply-adds per token over those of the target, attention left out. Speed is what one path of
-{path} drafted tokens is predicted to gain where a call of the target takes as long for all of them
-as for one token: (1 + a + ... + a^{path}) / (1 + {path} cost), a the acceptance. The cheapest shape
-always wins acceptance per cost. Shipped is `{settings.shape}`, of those near the best speed the one
-that accepts more.
-
-| shape | own parameters | multiply-adds | cost | acceptance | acceptance per cost | speed |
-|---|---|---|---|---|---|---|
-{rows}
-
-`copied-4` is four layers of the target with its whole head. The others are {config.width} wide,
-with 4 layers, `shallow` with 2, and propose as many tokens as their name says.
-
+minutes. Forward KL, and for the last {final:.0%} of the steps total variation.{begun}
+Device: {trained["device"]}, shared with other work;
+bfloat16 products, float32 weights; torch {torch_version}; commit {commit}.
+{compared(run, settings)}
     python scripts/distil_smollm2.py --run-id {run.id}
 
 Records: `results/train-smollm2/{run.id}`.
