@@ -18,7 +18,7 @@ class Sampling:
 
         divide by `temperature`
         keep the `top_k` largest logits, and what ties with the last of them
-        keep the fewest tokens, likeliest first, whose mass reaches `top_p` (ties: the higher id)
+        keep the fewest tokens, likeliest first, whose mass reaches `top_p` (ties: the lower id)
         softmax
 
     At temperature 0 the likeliest token has probability one.
@@ -60,10 +60,11 @@ class Sampling:
             least = logits.topk(self.top_k).values[..., -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
         if self.top_p is not None:
-            ordered, ids = logits.sort(dim=-1, stable=True)
+            ordered, ids = logits.flip(-1).sort(dim=-1, stable=True)
             dropped = ordered.softmax(-1).cumsum(-1) <= 1 - self.top_p
             dropped[..., -1].fill_(False)
-            logits = logits.masked_fill(dropped.scatter(-1, ids, dropped), -torch.inf)
+            dropped = dropped.scatter(-1, ids, dropped).flip(-1)
+            logits = logits.masked_fill(dropped, -torch.inf)
         return logits.softmax(-1)
 
 
