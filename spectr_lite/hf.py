@@ -203,6 +203,8 @@ def read_until_stopped(
                 so_far = torch.cat([input_ids[row], input_ids.new_tensor(text[:length])])[None]
                 if row not in stopped and any(bool(stop(so_far, None)) for stop in criteria):
                     stopped[row] = length
+            if not turn.active[row]:  # it met its end token
+                stopped.setdefault(row, len(text))
         longest = max(stopped.values(), default=0)
         if len(stopped) == len(texts) and (has_end or min(map(len, texts)) >= longest):
             break
