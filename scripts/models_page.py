@@ -46,6 +46,8 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def millions(count: float) -> str:
+    if not count:
+        return "none"
     return f"{count / 1e6:.1f} M" if count < 2e7 else f"{count / 1e6:.0f} M"
 
 
@@ -63,7 +65,7 @@ def pairs() -> str:
         if entry:
             size = entry["parameters"]
             target += f", {millions(size['target'])}, {size['vocabulary']:,} tokens"
-            draft += f", {millions(size['draft'])}" if size["draft"] else ", none"
+            draft += f", {millions(size['draft'])}"
         rows.append([f"`{name}`", target, draft, licence, where])
     return table(["pair", "target", "draft, own parameters", "licence", "weights"], rows)
 
