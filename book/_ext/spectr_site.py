@@ -17,7 +17,7 @@ from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.environment.collectors.toctree import TocTreeCollector
 
-TO_COME = {"09-the-reproduction"}
+TO_COME = {"09-the-reproduction", "claims-ledger", "leaving-one-gpu"}
 CHAPTER = re.compile(r"notebooks/(\d\d)-")
 
 # Mark-up of docutils and MyST-NB that a screen reader trips over, and what stands there instead.
@@ -89,11 +89,12 @@ def add_run_line(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def mark_chapters_to_come(app: Sphinx, doctree: nodes.document) -> None:
-    """A link to a chapter that is planned and not written is text that says so, not a broken link."""
+    """A link to a page that is planned and not written is text that says so, not a broken link."""
+    written = {name.rpartition("/")[2] for name in app.env.found_docs}
     for link in list(doctree.findall(pending_xref)):
-        name = Path(link.get("reftarget", "").partition("#")[0]).name.removesuffix(".ipynb")
-        if name in TO_COME and f"notebooks/{name}" not in app.env.found_docs:
-            text = link.astext() if link.get("refexplicit") else f"chapter {int(name[:2])}"
+        name = Path(link.get("reftarget", "").partition("#")[0]).stem
+        if name in TO_COME - written:
+            text = link.astext() or name.replace("-", " ")
             link.replace_self(nodes.inline("", f"{text} (to come)"))
 
 
