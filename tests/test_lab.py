@@ -256,7 +256,7 @@ def test_experiments_show_what_the_page_says(lab):
             assert close(rule(draft, target, k), 1 - 0.99**k)
     draft, target = distributions.five_tokens()
     assert (
-        1 - 0.55**4
+        1 - 0.4**4
         > transport.optimal_acceptance(draft, target, 4)
         == pytest.approx(float(wrong["optimal"]), abs=1e-4)
     )

@@ -278,8 +278,10 @@ export function countsChart(box) {
     marks(root, "rect", "count", tokens, (i) => i, { x: band, width: band.bandwidth(), y: (i) => y(share[i]), height: (i) => base - y(share[i]), "data-rule": rule }, false);
     marks(root, "line", "aim", tokens, (i) => i, { x1: (i) => band(i) - 3, x2: (i) => band(i) + band.bandwidth() + 3, y1: (i) => y(target[i]), y2: (i) => y(target[i]) }, false);
     words(root, "token", tokens, (i) => i, { x: (i) => band(i) + band.bandwidth() / 2, y: base + 17, "text-anchor": "middle" }, (i) => LETTERS[i]);
-    const top = target.indexOf(Math.max(...target));
-    words(root, "aim-name", [top], () => 0, { x: Math.min(width - 20, Math.max(margin.left + 20, band(top) + band.bandwidth() / 2)), y: y(Math.max(target[top], share[top])) - 6, "text-anchor": "middle" }, () => "target");
+    // Named once, where the bar does not stand in the way.
+    const room = tokens.map((i) => target[i] - 10 * Math.max(0, share[i] - target[i] - 0.01));
+    const top = room.indexOf(Math.max(...room));
+    words(root, "aim-name", [top], () => 0, { x: Math.min(width - 20, Math.max(margin.left + 20, band(top) + band.bandwidth() / 2)), y: y(target[top]) - 6, "text-anchor": "middle" }, () => "target");
     svg.attr("aria-label", `Shares of the ${n} tokens selected: ${tokens.map((i) => `${LETTERS[i]} ${share[i].toFixed(3)}, target ${target[i].toFixed(3)}`).join("; ")}.`);
   };
 }

@@ -31,7 +31,7 @@ app.innerHTML = `
   </section>
   <section class="lab-panel" aria-labelledby="lab-2">
     <h3 id="lab-2">How often a drafted token is kept</h3>
-    <table class="lab-table"><thead><tr><th scope="col">rule</th><th scope="col">acceptance</th><th scope="col">short of optimum</th></tr></thead>
+    <table class="lab-table"><thead><tr><th scope="col">rule</th><th scope="col">acceptance</th><th scope="col">gap</th></tr></thead>
     <tbody></tbody></table>
     <div class="lab-chart" data-chart="curves"></div>
   </section>
