@@ -206,7 +206,8 @@ class Decoder:
     ) -> Iterator[Iteration]:
         self._text = text = self._text + 1
         longest = max(map(len, prompts))
-        with explained(self.models, self.tree, len(prompts), longest + max_new_tokens):
+        held = self.state.cache_bytes if self.state else 0
+        with explained(self.models, self.tree, len(prompts), longest + max_new_tokens, held):
             state = self._room(len(prompts), longest + max_new_tokens)
             state.start(prompts, max_new_tokens, stop_tokens)
             self.random.manual_seed(seed)

@@ -153,9 +153,12 @@ class State:
 
 @contextlib.contextmanager
 def explained(
-    models: Sequence[LanguageModel], tree: Tree, batch: int, capacity: int
+    models: Sequence[LanguageModel], tree: Tree, batch: int, capacity: int, held: int = 0
 ) -> Iterator[None]:
-    """Running out of memory with the sizes in the message; at once, where it is certain."""
+    """Running out of memory with the sizes in the message; at once, where it is certain.
+
+    `held`: bytes of caches that are there already, to be used again or dropped.
+    """
     slots, vocabulary = capacity + tree.size - 1, models[0].vocab_size
     sizes = {
         f"caches of {batch} x {slots} slots": sum(
@@ -170,7 +173,7 @@ def explained(
         + ". Decode fewer prompts at once, or lower num_drafts, draft_length or max_new_tokens."
     )
     free = free_bytes(models[0].device)
-    if free is not None and sum(sizes.values()) > free:
+    if free is not None and sum(sizes.values()) > free + held:
         raise torch.cuda.OutOfMemoryError(f"{message} Free: {free / 2**20:,.0f} MiB.")
     try:
         yield
