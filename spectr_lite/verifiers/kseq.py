@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spectr_lite.distributions import at, sample, uniform
 from spectr_lite.laws import DraftLaw, by_ratio, tail_mass
+from spectr_lite.verifiers import walk
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.registry import register
 
@@ -42,6 +43,9 @@ def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
     Newton's method from the left end climbs to the root without passing it, so that an unfinished
     iteration leaves rho on the lossless side. `k` may be a tensor, one number of drafts per row.
     """
+    if isinstance(k, int) and k == 1:
+        lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1])
+        return torch.ones(lead, dtype=torch.float64, device=draft.device)
     k = torch.as_tensor(k, dtype=torch.float64, device=draft.device).unsqueeze(-1)
     order = by_ratio(draft, target)
     p = draft.gather(-1, order).to(torch.float64)
@@ -69,7 +73,9 @@ def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
         value = 1 - left_out**k - b - hyperbola
         slope = k * left_out ** (k - 1) + torch.where(x > 0, hyperbola / x, 0.0)
         step = torch.where(slope > 0, -value / slope, 0.0).clamp_min(0)
-        x = torch.where(b > 0, torch.minimum(x + step, b), x)
+        before, x = x, torch.where(b > 0, torch.minimum(x + step, b), x)
+        if x.device.type in walk.LOOKS and torch.equal(before, x):
+            break
     beta = (a + x).clamp(0, 1)
     rho = torch.where(beta > 0, acceptance_of_any(beta, k) / beta, 1.0)
     return torch.minimum(rho.clamp_min(1.0), k.clamp_min(1.0)).squeeze(-1)
@@ -88,6 +94,11 @@ def bisected_rho(draft: Tensor, target: Tensor, k: int, halvings: int = 60) -> T
         positive = acceptance_of_any(beta, k) > middle * beta
         low, high = torch.where(positive, middle, low), torch.where(positive, high, middle)
     return high
+
+
+def alive(tokens: Tensor) -> Tensor | int:
+    """How many of `tokens` (..., k) are no -1, shape (...). A rule is never asked about no drafts."""
+    return 1 if tokens.shape[-1] == 1 else (tokens >= 0).sum(-1)
 
 
 def residual(draft: Tensor, target: Tensor, rho: Tensor, k: Tensor | int) -> Tensor:
@@ -134,7 +145,7 @@ class KSeq(Verifier):
         return in_loop + hit.sum(-1)
 
     def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
-        k = (tokens >= 0).sum(-1)
+        k = alive(tokens)
         rho = self._rho(draft, target, k)
         scaled = rho.unsqueeze(-1) * at(draft, tokens)
         accept = torch.where(scaled > 0, at(target, tokens) / scaled, 0.0).clamp_max(1)
@@ -148,7 +159,7 @@ class KSeq(Verifier):
     def pick(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
-        k = (tokens >= 0).sum(-1)
+        k = alive(tokens)
         rho = self._rho(draft, target, k)
         eta = uniform(tokens.shape, generator)
         # Strict, and without dividing: a token the target never says is never accepted.
