@@ -76,7 +76,7 @@ def _draw_curves(axis: Axes, found: dict[str, list[float]], k: int) -> None:
     axis.axvline(k, color=COLORS["coupling"], lw=0.8, zorder=0)
     axis.set(title=f"acceptance, here at k = {k}", xlabel="drafts $k$")
     axis.set_xticks([1, 4, 8, 12, 16])
-    axis.legend(loc="lower right", fontsize=9)
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 0.1), fontsize=9)
 
 
 def _draw_kseq(axis: Axes, p: torch.Tensor, q: torch.Tensor, k: int) -> None:
