@@ -10,7 +10,7 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve lint format check-site tables front-page constraints set-repository smollm2 gpu clean
+.PHONY: help book test serve lint format check-site notebooks picture tables front-page constraints set-repository smollm2 gpu clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -24,7 +24,10 @@ book: $(STAMP) front-page  ## Execute every notebook and write the site to _buil
 	@echo "The book is in $(CURDIR)/$(HTML)/index.html; 'make serve' shows it."
 
 test: $(STAMP)  ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+notebooks: $(STAMP)  ## Run the notebooks from the built wheel: as on Colab, and with the newest versions
+	$(BIN)/python scripts/run_notebooks.py
 
 serve:  ## Show the built site on http://localhost:8000 (PORT=... for another)
 	$(PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory $(HTML)
@@ -45,6 +48,9 @@ check-site: $(STAMP)  ## Check the built site, in headless Chromium too where th
 
 tables: $(STAMP)  ## Write every generated summary and table again, from results/
 	$(BIN)/python scripts/tables.py
+
+picture: $(STAMP)  ## The README's picture, from the screenshots of check-site
+	$(BIN)/python scripts/readme_picture.py
 
 front-page: $(STAMP)
 	$(BIN)/python scripts/front_page.py
