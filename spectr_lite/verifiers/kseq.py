@@ -43,9 +43,6 @@ def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
     Newton's method from the left end climbs to the root without passing it, so that an unfinished
     iteration leaves rho on the lossless side. `k` may be a tensor, one number of drafts per row.
     """
-    if isinstance(k, int) and k == 1:
-        lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1])
-        return torch.ones(lead, dtype=torch.float64, device=draft.device)
     k = torch.as_tensor(k, dtype=torch.float64, device=draft.device).unsqueeze(-1)
     order = by_ratio(draft, target)
     p = draft.gather(-1, order).to(torch.float64)
@@ -96,11 +93,6 @@ def bisected_rho(draft: Tensor, target: Tensor, k: int, halvings: int = 60) -> T
     return high
 
 
-def alive(tokens: Tensor) -> Tensor | int:
-    """How many of `tokens` (..., k) are no -1, shape (...). A rule is never asked about no drafts."""
-    return 1 if tokens.shape[-1] == 1 else (tokens >= 0).sum(-1)
-
-
 def residual(draft: Tensor, target: Tensor, rho: Tensor, k: Tensor | int) -> Tensor:
     """The law of Y once all k drafts are rejected, unnormalised; its mass is 1 - p_acc. (..., V)."""
     beta = acceptance_of_one(draft, target, rho)
@@ -121,7 +113,11 @@ class KSeq(Verifier):
     def __init__(self, rho: float | None = None) -> None:
         self.rho = rho
 
-    def _rho(self, draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
+    def _rho(self, draft: Tensor, target: Tensor, k: Tensor, most: int) -> Tensor:
+        """rho of each row with k of `most` drafts alive."""
+        if self.rho is None and most == 1:
+            lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1], k.shape)
+            return torch.ones(lead, dtype=torch.float64, device=draft.device)
         if self.rho is None and draft.ndim == target.ndim == 1:
             # One pair and many tuples: one root for each number of drafts, not one for each tuple.
             counts, rows = torch.as_tensor(k, device=draft.device).unique(return_inverse=True)
@@ -134,7 +130,7 @@ class KSeq(Verifier):
         self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
     ) -> Tensor:
         """p_acc + P(the residual hits a rejected draft); the second term is 0 at rho*."""
-        rho = self._rho(draft, target, k)
+        rho = self._rho(draft, target, torch.as_tensor(k, device=draft.device), k)
         beta = acceptance_of_one(draft, target, rho)
         in_loop = acceptance_of_any(beta, k)
         if self.rho is None:
@@ -145,8 +141,8 @@ class KSeq(Verifier):
         return in_loop + hit.sum(-1)
 
     def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
-        k = alive(tokens)
-        rho = self._rho(draft, target, k)
+        k = (tokens >= 0).sum(-1)
+        rho = self._rho(draft, target, k, tokens.shape[-1])
         scaled = rho.unsqueeze(-1) * at(draft, tokens)
         accept = torch.where(scaled > 0, at(target, tokens) / scaled, 0.0).clamp_max(1)
         reached = torch.cumprod(1 - accept, -1)
@@ -159,8 +155,8 @@ class KSeq(Verifier):
     def pick(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
-        k = alive(tokens)
-        rho = self._rho(draft, target, k)
+        k = (tokens >= 0).sum(-1)
+        rho = self._rho(draft, target, k, tokens.shape[-1])
         eta = uniform(tokens.shape, generator)
         # Strict, and without dividing: a token the target never says is never accepted.
         accepted = eta * rho.unsqueeze(-1) * at(draft, tokens) < at(target, tokens)
