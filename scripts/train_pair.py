@@ -50,7 +50,6 @@ DRAFT = TransformerConfig(VOCABULARY, 128, 3, 4, 4, 344, CONTEXT)
 SHAPES = {  # layers x width
     "3x128": DRAFT,
     "1x192": TransformerConfig(VOCABULARY, 192, 1, 4, 4, 512, CONTEXT),
-    "6x96": TransformerConfig(VOCABULARY, 96, 6, 4, 4, 256, CONTEXT),
 }
 HELD_BACK = 32  # of the target's own texts: for evaluation, not for distillation
 
@@ -483,7 +482,7 @@ def card(run: Run, settings: Settings, pair: Pair, evaluation: dict) -> str:
     shapes = []
     for name, config in SHAPES.items():
         found = [row for row in curve if row["stage"] == f"shape-{name}"]
-        if found:
+        if found and found[-1]["step"] == FIT_SHAPES.steps:
             model, last = Transformer(config), found[-1]
             cost = multiply_adds(model) / multiply_adds(pair.target)
             size = sum(p.numel() for p in model.parameters()) / 1e6
@@ -569,8 +568,9 @@ Records: `results/train-pair/{run.records.name}`.
 """
 
 
-SHAPES_TEXT = """Other drafts of about this size, each distilled from nothing on the same batches.
-Cost is multiply-adds per token over those of the target, attention left out.
+SHAPES_TEXT = """Two drafts of about this size, each distilled from nothing on the same batches: too few to say
+which would win in the end. Cost is multiply-adds per token over those of the target, attention
+left out.
 
 | layers x width | parameters | tokens | cost | acceptance |
 |---|---|---|---|---|
