@@ -568,9 +568,9 @@ Records: `results/train-pair/{run.records.name}`.
 """
 
 
-SHAPES_TEXT = """Two drafts of about this size, each distilled from nothing on the same batches: too few to say
-which would win in the end. Cost is multiply-adds per token over those of the target, attention
-left out.
+SHAPES_TEXT = """Drafts of about this size, each distilled from nothing on the same batches, too few
+to say which would win in the end. Cost is multiply-adds per token over those of the target,
+attention left out.
 
 | layers x width | parameters | tokens | cost | acceptance |
 |---|---|---|---|---|
