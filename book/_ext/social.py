@@ -7,6 +7,7 @@ about 20 kB a page. The addresses in it derive from the repository's, as GitHub 
 from __future__ import annotations
 
 import html
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 LONGEST = 200  # characters of a description
+FRACTION = re.compile(r"\\[td]?frac(?:(\d)|\{(\d+)\})(?:(\d)|\{(\d+)\})")
 BLUE, ORANGE, INK = "#0072B2", "#E69F00", "#1F2933"
 
 
@@ -30,20 +32,19 @@ def address_of_site(app: Sphinx) -> str:
 
 
 def description_of(doctree: nodes.document) -> str:
-    """The first paragraph that is text, cut at a word."""
+    """The chapter's own summary, which stands in italics, or else the first paragraph; cut at a word."""
+    found = []
     for paragraph in doctree.findall(nodes.paragraph):
-        if "run-line" in paragraph["classes"] or isinstance(paragraph.parent, nodes.entry):
-            continue
         text = " ".join(_spoken(paragraph).split())
-        if len(text) >= 40:
-            return textwrap.shorten(text, LONGEST, placeholder=" …")
-    return ""
+        if len(text) >= 40 and not isinstance(paragraph.parent, nodes.entry):
+            found.append((not isinstance(paragraph[0], nodes.emphasis), len(found), text))
+    return textwrap.shorten(min(found)[2], LONGEST, placeholder=" …") if found else ""
 
 
 def _spoken(node: nodes.Node) -> str:
     """Text without TeX's own marks: a description is read as plain words."""
     if isinstance(node, nodes.math):
-        return node.astext().replace("\\", "").replace("{", "").replace("}", "")
+        return re.sub(r"[\\{}]", "", FRACTION.sub(r"\1\2/\3\4", node.astext()))
     if isinstance(node, nodes.Text) or not node.children:
         return node.astext()
     return "".join(map(_spoken, node.children))
