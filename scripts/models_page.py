@@ -155,7 +155,7 @@ def curves() -> str:
     switch = rows[-1]["tokens"] / 1e6 * settings["total_variation_from"]
     acceptance.axvline(switch, color=plotting.COLORS["coupling"], linestyle="--")
     acceptance.annotate(
-        "total variation",
+        "total variation →",
         (switch, rows[0]["held_out_acceptance"]),
         (-4, 0),
         textcoords="offset points",
