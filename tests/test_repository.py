@@ -82,7 +82,9 @@ def test_every_address_of_the_repository_is_the_configured_one() -> None:
 
 def test_the_readme_opens_every_notebook_in_colab() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [path.name for path in NOTEBOOKS if check_notebooks.colab_address(path) not in text] == []
+    assert [
+        path.name for path in NOTEBOOKS if check_notebooks.colab_address(path) not in text
+    ] == []
 
 
 def test_set_repository_rewrites_everything_that_derives_from_the_address(tmp_path: Path) -> None:
