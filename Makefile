@@ -55,6 +55,7 @@ picture: $(STAMP)  ## The README's picture, from the screenshots of check-site
 front-page: $(STAMP)
 	$(BIN)/python scripts/front_page.py
 	$(BIN)/python scripts/models_page.py
+	$(BIN)/python scripts/reproduction_pages.py
 
 constraints: $(STAMP)  ## Write the versions now installed to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt

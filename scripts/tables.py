@@ -23,6 +23,7 @@ WRITERS = {  # experiment in results/, or what the tables are of: command
 PAGES = (
     ("scripts/front_page.py",),
     ("scripts/models_page.py",),
+    ("scripts/reproduction_pages.py",),
 )  # what they show, in book/_generated
 
 

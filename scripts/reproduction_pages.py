@@ -1,0 +1,377 @@
+"""Write what the claims ledger, the reproducibility card and "Leaving one GPU" show of recorded runs.
+
+Into book/_generated. Every number is read from a summary in spectr_lite/results or from the paper's
+own numbers (spectr_lite/reproduce/paper.json); a claim that no run has measured says so, and stops
+saying so by itself when one has.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from spectr_lite import transport, verifiers
+from spectr_lite.reproduce import paper
+from spectr_lite.timing import Costs, acceptance_for
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "book" / "_generated"
+SUMMARIES = ROOT / "spectr_lite" / "results"
+THEIRS = {(row["num_drafts"], row["draft_length"]): row for row in paper()["table1"]}
+WORST = ((Fraction(1, 3), Fraction(2, 3)), (Fraction(5, 9), Fraction(4, 9)))  # draft, target; k = 2
+
+
+def summary(name: str) -> dict[str, Any]:
+    path = SUMMARIES / f"{name}.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {"runs": []}
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def link(run: dict[str, Any], experiment: str = "table1") -> str:
+    return f"[`{run['run']}`](repo:results/{experiment}/{run['run']}/env.json)"
+
+
+def kind(run: dict[str, Any]) -> str:
+    return "GPU" if run["config"]["device"] == "cuda" else "CPU"
+
+
+def cell(
+    run: dict[str, Any], drafts: int, length: int, rule: str = "kseq", temperature: float = 1.0
+) -> dict[str, Any] | None:
+    wanted = (rule, drafts, length, temperature)
+    names = ("verifier", "num_drafts", "draft_length", "temperature")
+    found = (row for row in run["cells"] if tuple(row[name] for name in names) == wanted)
+    return next((row for row in found if row["block_efficiency"] is not None), None)
+
+
+def value(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    low, high = row["interval"]
+    return f"{row['block_efficiency']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+# --- claims ledger ---
+
+
+def efficiencies(runs: list[dict[str, Any]]) -> str:
+    """Block efficiency in the four cells of the paper's table."""
+    shapes = [shape for shape in THEIRS if shape[0]]
+    head = ["", *(f"{k} × {length}" for k, length in shapes), "prompts × seeds"]
+    rows = [["the paper", *(f"{THEIRS[s]['block_efficiency']['value']:.1f}" for s in shapes), ""]]
+    rows[0][-1] = f"1,000 × {paper()['settings']['seeds']}"
+    for run in runs:
+        counts = f"{run['prompts']} × {len(run['seeds'])}"
+        rows.append([link(run), *(value(cell(run, *shape)) for shape in shapes), counts])
+    return "{.wide-cells}\n" + table(head, rows)
+
+
+def more_drafts(runs: list[dict[str, Any]]) -> str:
+    """Whether eight drafts emit more than one, by intervals that do not touch."""
+    if not runs:
+        return "**Not yet measured.**\n"
+    clear = wanted = 0
+    for run in runs:
+        for length in (4, 8):
+            one, many = cell(run, 1, length), cell(run, 8, length)
+            if one and many:
+                wanted += 1
+                clear += one["interval"][1] < many["interval"][0]
+    verdict = "**Holds, with other levels.**" if clear == wanted else "**Holds in part.**"
+    return (
+        f"{verdict} Eight drafts emit more than one in {clear} of {wanted} recorded settings, by "
+        "95% intervals that do not touch.\n"
+    )
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What K-SEQ's loop took in a recorded run: times as fast as, and a turn in steps of, the loop
+    without drafts."""
+
+    source: str
+    kind: str
+    drafts: int
+    length: int
+    speed: float
+    cost: float
+
+
+def timed(runs: list[dict[str, Any]]) -> list[Timed]:
+    """From Table 1's runs and from the decoding benchmark's, one text at a time."""
+    found = []
+    for run in runs:
+        for k, length in THEIRS:
+            row = cell(run, k, length)
+            if k and row and row["speed"] and row["steps"]:
+                speed = row["speed"]["ratio"]
+                found.append(Timed(link(run), kind(run), k, length, speed, row["steps"]))
+    for run in summary("benchmark-decoding")["runs"]:
+        source = link(run, "benchmark-decoding")
+        for row in run["methods"]:
+            shape = row["num_drafts"], row["draft_length"]
+            if shape[0] and shape in THEIRS and (row["verifier"], row["rows"]) == ("kseq", 1):
+                speed, cost = row["speedup"]["median"], row["cost"]["median"]
+                found.append(Timed(source, kind(run), *shape, speed, cost))
+    return found
+
+
+def status(found: list[Timed], lines: list[str]) -> str:
+    """How far a claim about time has been tested, and on what."""
+    devices = {point.kind for point in found}
+    if not devices:
+        return "**Not yet measured**, on any device.\n"
+    head = "**Measured on a GPU.**" if "GPU" in devices else "**Not yet measured on a GPU.**"
+    return f"{head} Recorded:\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def speeds(found: list[Timed], over: int) -> str:
+    """Speed at eight drafts, relative to autoregressive (over=0) or speculative decoding (over=1)."""
+    ones = {(t.source, t.length): t.speed for t in found if t.drafts == 1}
+    many = [t for t in found if t.drafts == 8 and (not over or (t.source, t.length) in ones)]
+    lines = [
+        f"{t.speed / (ones[t.source, t.length] if over else 1):.2f} times as fast at "
+        f"{t.drafts} × {t.length} on a {t.kind} ({t.source})"
+        for t in many
+    ]
+    return status(many, lines)
+
+
+def drafts_cost(found: list[Timed]) -> str:
+    """What a turn with eight drafts costs against one: the paper's, implied, and ours."""
+    implied = {(r["num_drafts"], r["draft_length"]): r["steps"] for r in paper()["iteration_cost"]}
+    theirs = " and ".join(
+        f"{implied[8, length] / implied[1, length] - 1:.0%} more at $L = {length}$"
+        for length in (4, 8)
+    )
+    ones = {(t.source, t.length): t.cost for t in found if t.drafts == 1}
+    many = [t for t in found if t.drafts == 8 and (t.source, t.length) in ones]
+    lines = [
+        f"{t.cost / ones[t.source, t.length] - 1:.0%} more at $L = {t.length}$ on a {t.kind} "
+        f"({t.source})"
+        for t in many
+    ]
+    return f"*Paper:* {theirs}, as its two columns imply.\n\n{status(many, lines)}"
+
+
+def one_call(latency: list[dict[str, Any]]) -> str:
+    """Scoring many tokens against one: runs of Appendix E, and the fitted cost of one more token."""
+    found, lines = [], []
+    for run in latency:
+        large = max((r for r in run["cells"] if r["num_drafts"]), key=lambda r: r["positions"])
+        ratio, shape = large["score_ratio"], (large["num_drafts"], large["draft_length"])
+        source = link(run, "appendix-e")
+        found.append(Timed(source, kind(run), *shape, 1 / ratio, ratio))
+        lines.append(
+            f"a call that scores {large['positions']} tokens takes {ratio:.1f} times as long as one "
+            f"for a single token, on a {kind(run)} ({source})"
+        )
+    for run in summary("benchmark-decoding")["runs"]:
+        source = link(run, "benchmark-decoding")
+        found.append(Timed(source, kind(run), 0, 0, 1.0, 1.0))
+        lines.append(
+            f"each further token in the target's call adds {run['costs']['score']:.3f} of a step, by "
+            f"the fitted cost of a turn on a {kind(run)} ({source})"
+        )
+    return status(found, lines)
+
+
+def rules(runs: list[dict[str, Any]]) -> str:
+    """Every rule's gain over K-SEQ at eight drafts, paired by prompt."""
+    rows = []
+    for run in runs:
+        for length in (4, 8):
+            for rule in ("recursive", "traversal", "optimal", "optimal-block"):
+                row = cell(run, 8, length, rule)
+                if row and row["gain"]:
+                    low, high = row["gain"]["interval"]
+                    gain = f"{row['gain']['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+                    rows.append([link(run), f"8 × {length}", rule, gain, str(row["n"])])
+    if not rows:
+        return "*Not yet measured.*\n"
+    return table(
+        ["run", "$K \\times L$", "rule", "tokens per call, against K-SEQ", "prompts"], rows
+    )
+
+
+def guarantee() -> str:
+    """The worst pair known for two drafts, computed exactly here."""
+    draft, target = ([float(x) for x in law] for law in WORST)
+    kept = verifiers.get("kseq").acceptance(draft, target, 2)
+    best = transport.optimal_acceptance(draft, target, 2)
+    laws = [", ".join(str(x) for x in law) for law in WORST]
+    return (
+        f"For two drafts the guarantee is {1 - (1 - 1 / 2) ** 2:.4f} of the optimum. The worst pair we "
+        f"know, $p = ({laws[0]})$ and $q = ({laws[1]})$, has {kept / best:.4f}.\n"
+    )
+
+
+def solver_times() -> str:
+    """Recorded times of the optimum and of rho."""
+    found = summary("benchmark-transport")
+    rows = [
+        [NAMES[row["job"]], f"{row['vocabulary']:,}", f"{row['median_ms']:.1f}"]
+        for row in found.get("timings", [])
+        if row["job"] in NAMES
+    ]
+    if not rows:
+        return "*Not yet measured.*\n"
+    note = f"\nMedian milliseconds, {found['drafts']} drafts; run {link(found, 'benchmark-transport')}, "
+    note += f"{found['environment'][0]['device']}.\n"
+    return table(["what", "tokens", "ms"], rows) + note
+
+
+NAMES = {
+    "optimum": "the optimum, by one sort",
+    "rho": "K-SEQ's $\\rho^\\star$, exact",
+    "rho-bisected": "K-SEQ's $\\rho^\\star$, bisected",
+    "plan-512": "the optimal plan, 512 bins",
+}
+
+
+# --- reproducibility card ---
+
+
+def card(runs: list[dict[str, Any]]) -> str:
+    """The assessment's eight questions, the paper's answer and ours, as it stands."""
+    devices = {kind(run) for run in runs}
+    clocks = {point.kind for point in timed(runs)}
+    where = " and ".join(sorted(devices)) or "no device"
+    links = ", ".join(link(run) for run in runs) or "none yet"
+    ratios = " and ".join(str(row["value"]) for row in paper()["abstract"])
+    research = (
+        f"Block efficiency **measured** on {where}; speed "
+        + (f"**measured** on {' and '.join(sorted(clocks))}" if clocks else "**not measured yet**")
+        + (". The two ratios are claims about an accelerator: " if "GPU" not in clocks else ". ")
+        + ("**not tested on a GPU yet**. " if "GPU" not in clocks else "")
+        + "[The table](../notebooks/09-the-reproduction.ipynb)"
+    )
+    full = [run for run in runs if run["prompts"] >= 1000 and len(run["seeds"]) >= 3]
+    sizes = "; ".join(f"{run['prompts']} × {len(run['seeds'])} in {link(run)}" for run in runs)
+    setup = "**Yes**" if full else "**In part.** One command has the paper's size"
+    hardware = sorted({run["device"] for run in runs})
+    rows = [
+        ["Research type", f"Experimental: {ratios} times as fast", research],
+        [
+            "Pseudocode",
+            "Yes: Algorithms 1 to 3",
+            "**Yes**, and the code that runs them: Algorithms "
+            "[1](repo:spectr_lite/verifiers/coupling.py), [2](repo:spectr_lite/verifiers/kseq.py) "
+            "and [3](repo:spectr_lite/decoding.py)",
+        ],
+        [
+            "Open source code",
+            "No",
+            "**Yes**: [the repository](repo:README.md), Apache 2.0; the text is CC BY 4.0",
+        ],
+        [
+            "Open models and data",
+            "In part: LM1B is open, PaLM 2 is not",
+            "**Yes**: [every pair](models.md) is open, two of them measured "
+            f"({', '.join(sorted({run['pair'] for run in runs})) or 'none'}). Text in the public "
+            "domain; [LM1B](repo:spectr_lite/prompts.py) can be asked for where the hub is reachable",
+        ],
+        [
+            "Data set splits",
+            'No: "test prompts"',
+            "**Yes**: whole speeches are [held out](repo:scripts/fetch_sotu.py), [a thousand "
+            "prompts](repo:spectr_lite/prompts.py) are cut by a fixed rule and come with the package; "
+            "their hash is in every run",
+        ],
+        [
+            "Hardware",
+            'No: "TPUs and GPUs"',
+            f"**Yes**, for every number: {'; '.join(hardware) or 'nothing recorded'}"
+            + ("" if "GPU" in devices else ". **No GPU yet**"),
+        ],
+        [
+            "Software versions",
+            "No: Flax is named",
+            f"**Yes**: in the record of each run ({links}); those of this site in "
+            "[one file](repo:constraints.txt)",
+        ],
+        [
+            "Experiment setup",
+            "Yes: 1,000 prompts, three seeds, temperature 1",
+            f"{setup}. Recorded, prompts × seeds: {sizes or 'none'}. "
+            "Prompts and continuations of 32 tokens, which the paper does not say",
+        ],
+    ]
+    return "{.wide-cells}\n" + table(["asked", "the paper", "this book"], rows)
+
+
+# --- leaving one GPU ---
+
+
+def projection(runs: list[dict[str, Any]]) -> str:
+    """Recorded block efficiencies on the machine that the paper's Table 1 implies."""
+    costs = Costs(**summary("benchmark-decoding")["paper"]["costs"])
+    rows = []
+    for run in runs:
+        for shape in (s for s in THEIRS if s[0]):
+            row = cell(run, *shape)
+            if row:
+                cost = costs.turn(*shape)
+                low, high = (f"{end / cost:.2f}" for end in row["interval"])
+                speed = f"{row['block_efficiency'] / cost:.2f} [{low}, {high}]"
+                rows.append(
+                    [link(run), f"{shape[0]} × {shape[1]}", value(row), f"{cost:.2f}", speed]
+                )
+    numbers = f"c = {costs.fixed:.3f}, d = {costs.draft:.3f}, s = {costs.score:.4f}"
+    fitted = (
+        f"\nCosts: ${numbers}$, fitted to the four turns of the paper's Table 1, worst error "
+        f"{costs.error:.1%}. **A projection**: nothing in the last column was timed.\n"
+    )
+    head = ["run", "$K \\times L$", "block efficiency", "cost", "projected speed"]
+    return table(head, rows) + fitted if rows else "*No run is recorded yet.*\n"
+
+
+def chains(runs: list[dict[str, Any]]) -> str:
+    """What one chain, all that the engines take, loses against eight."""
+    rows = []
+    for run in runs:
+        for length in (4, 8):
+            one, eight = cell(run, 1, length), cell(run, 8, length)
+            block = cell(run, 1, length, "block")
+            best = cell(run, 8, length, "optimal-block")
+            if one and eight:
+                a = acceptance_for(one["block_efficiency"], length)
+                rows.append(
+                    [link(run), str(length), f"{a:.2f}", *map(value, (one, block, eight, best))]
+                )
+    head = ["run", "$L$", "$a$", "one chain", "as a block", "8, K-SEQ", "8, optimal + block"]
+    return "{.wide-cells}\n" + table(head, rows) if rows else "*No run is recorded yet.*\n"
+
+
+def main() -> None:
+    runs = summary("table1")["runs"]
+    latency = summary("appendix-e")["runs"]
+    times = timed(runs)
+    parts = {
+        "ledger-block-efficiency": efficiencies(runs),
+        "ledger-more-drafts": more_drafts(runs),
+        "ledger-speed": speeds(times, over=0),
+        "ledger-speed-over-one": speeds(times, over=1),
+        "ledger-drafts-cost": drafts_cost(times),
+        "ledger-one-call": one_call(latency),
+        "ledger-rules": rules(runs),
+        "ledger-guarantee": guarantee(),
+        "ledger-times": solver_times(),
+        "card": card(runs),
+        "leaving-projection": projection(runs),
+        "leaving-chains": chains(runs),
+    }
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name, text in parts.items():
+        (OUT / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

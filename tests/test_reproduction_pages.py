@@ -1,0 +1,101 @@
+"""Ledger, card and "Leaving one GPU": generated from the records, and their code runs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "book" / f"{name}.md" for name in ("claims-ledger", "leaving-one-gpu")]
+
+
+@pytest.fixture(scope="module")
+def writer() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "scripts" / "reproduction_pages.py"))
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[dict[str, Any]]:
+    path = ROOT / "spectr_lite" / "results" / "table1.json"
+    return json.loads(path.read_text("utf-8"))["runs"]
+
+
+def timed_on_a_gpu(run: dict[str, Any]) -> dict[str, Any]:
+    made = copy.deepcopy(run)
+    made["config"]["device"] = "cuda"
+    for row in made["cells"]:
+        row |= {"speed": {"ratio": 2.0, "quartiles": [1.9, 2.1], "n": 40}, "steps": 1.5}
+    return made
+
+
+def test_a_number_is_shown_with_its_run(writer: dict[str, Any], runs: list[dict]) -> None:
+    for make in ("efficiencies", "rules", "projection", "chains"):
+        text = writer[make](runs)
+        for run in runs:
+            assert f"results/table1/{run['run']}/env.json" in text, make
+
+
+def test_speed_is_called_measured_by_a_gpu_alone(
+    writer: dict[str, Any], runs: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = {"runs": []}
+    monkeypatch.setitem(writer["timed"].__globals__, "summary", lambda _: nothing)
+    untimed = copy.deepcopy(runs[0])
+    for row in untimed["cells"]:
+        row |= {"speed": None, "steps": None}
+    on_gpu = timed_on_a_gpu(runs[0])
+    on_cpu = copy.deepcopy(on_gpu)
+    on_cpu["config"]["device"] = "cpu"
+    for run, words in (
+        (untimed, "Not yet measured**, on any device"),
+        (on_cpu, "Not yet measured on a GPU"),
+        (on_gpu, "**Measured on a GPU.**"),
+    ):
+        times = writer["timed"]([run])
+        for text in (writer["speeds"](times, 0), writer["speeds"](times, 1)):
+            assert words in text
+        assert words in writer["drafts_cost"](times)
+    assert "No GPU yet" in writer["card"]([on_cpu]) and "No GPU yet" not in writer["card"]([on_gpu])
+
+
+def test_the_ratio_over_one_draft_is_a_ratio(writer: dict[str, Any], runs: list[dict]) -> None:
+    run = timed_on_a_gpu(runs[0])
+    writer["cell"](run, 1, 4)["speed"]["ratio"] = 1.6
+    times = [point for point in writer["timed"]([run]) if "table1" in point.source]
+    assert "1.25 times as fast at 8 × 4 on a GPU" in writer["speeds"](times, 1)
+    assert "2.00 times as fast at 8 × 4 on a GPU" in writer["speeds"](times, 0)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_that_a_page_points_to_are_there(page: Path) -> None:
+    text = page.read_text("utf-8")
+    named = re.findall(r"\]\(repo:([^)#]+)\)", text)
+    linked = [page.parent / name for name in re.findall(r"\]\((?!\w+:)([^)#]+)\)", text)]
+    assert named and linked
+    for path in [ROOT / name for name in named] + linked:
+        assert path.is_file(), path
+    labels = re.findall(r":label: (\S+)", (ROOT / "book" / "proofs.md").read_text("utf-8"))
+    assert set(re.findall(r"\{prf:ref\}`([^`]+)`", text)) <= set(labels)
+
+
+def test_the_projection_on_the_page_runs(
+    runs: list[dict], writer: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    *_, block = re.findall(r"```python\n(.*?)```", PAGES[1].read_text("utf-8"), flags=re.S)
+    page: dict[str, Any] = {}
+    exec(compile(block, str(PAGES[1]), "exec"), page)
+    assert capsys.readouterr().out.count("times as fast") == len(runs)
+    costs = page["engine_costs"](target_step=20.0, draft_step=1.0, target_call=24.0, K=8, L=4)
+    assert costs.turn(8, 4) == pytest.approx(1.2 + 4 / 20)  # the call, and four steps of the draft
+    assert costs.turn(0, 0) == pytest.approx(1)  # autoregressive decoding
+    value, low, high = page["projected_speed"](runs[0], costs, 8, 4)
+    assert value == pytest.approx(writer["cell"](runs[0], 8, 4)["block_efficiency"] / 1.4)
+    assert low < value < high
+    with pytest.raises(ValueError, match="has no kseq at K=3, L=5"):
+        page["projected_speed"](runs[0], costs, 3, 5)
