@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.environment.collectors.toctree import TocTreeCollector
 
-TO_COME = {"09-the-reproduction", "claims-ledger", "leaving-one-gpu"}
 CHAPTER = re.compile(r"notebooks/(\d\d)-")
 
 # Mark-up of docutils and MyST-NB that a screen reader trips over, and what stands there instead.
@@ -88,16 +86,6 @@ def add_run_line(app: Sphinx, doctree: nodes.document) -> None:
     title.parent.insert(title.parent.index(title) + 1, line)
 
 
-def mark_chapters_to_come(app: Sphinx, doctree: nodes.document) -> None:
-    """A link to a page that is planned and not written is text that says so, not a broken link."""
-    written = {name.rpartition("/")[2] for name in app.env.found_docs}
-    for link in list(doctree.findall(pending_xref)):
-        name = Path(link.get("reftarget", "").partition("#")[0]).stem
-        if name in TO_COME - written:
-            text = link.astext() or name.replace("-", " ")
-            link.replace_self(nodes.inline("", f"{text} (to come)"))
-
-
 def number_chapters_by_name(env: BuildEnvironment) -> None:
     """Chapter 06-... is chapter 6, on the page as in the text, whichever chapters stand before it."""
     for docname, numbers in env.toc_secnumbers.items():
@@ -124,6 +112,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     TocTreeCollector.assign_figure_numbers = assign_figure_numbers
     app.connect("config-inited", set_theme_defaults)
     app.connect("doctree-read", add_run_line)
-    app.connect("doctree-read", mark_chapters_to_come)
     app.connect("html-page-context", tidy_page, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
