@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from spectr_lite.__main__ import main
+
 ROOT = Path(__file__).resolve().parent.parent
 SUMMARIES = sorted((ROOT / "spectr_lite" / "results").glob("*.json"))
 
@@ -55,6 +57,19 @@ def test_a_table_of_a_recorded_run_names_it(restored: Path) -> None:
 def test_every_summary_names_runs_that_are_recorded(path: Path) -> None:
     summary = json.loads(path.read_text(encoding="utf-8"))
     runs = [entry["run"] for entry in summary.get("runs", [summary])]
-    assert runs and "command" in summary
+    assert runs, "no run: record one, or leave the summary out"
     for run in runs:
-        assert (ROOT / "results" / path.stem / run / "config.json").is_file(), run
+        folder = ROOT / "results" / path.stem / run
+        assert (folder / "config.json").is_file(), f"{folder} is not recorded"
+        assert '"command"' in (folder / "env.json").read_text(encoding="utf-8")
+
+
+RUNS = sorted(path.parent for path in (ROOT / "results").glob("*/*/manifest.json"))
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_recorded_runs_are_whole_and_name_no_machine(folder: Path) -> None:
+    assert main(["reproduce", "verify", str(folder)]) == 0
+    for name in ("config.json", "env.json"):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert not re.search(r"/(home|root|work|tmp|Users)\b", text), name
