@@ -5,10 +5,12 @@ import { createRequire } from "node:module";
 import { createServer } from "node:http";
 import { mkdirSync, readFileSync } from "node:fs";
 import { extname, join, normalize } from "node:path";
+import { pathToFileURL } from "node:url";
 
 const [chromiumPath, html, nodeFolder, ...pages] = process.argv.slice(2);
 const require = createRequire(join(nodeFolder, "package.json"));
 const { chromium } = require("playwright-core");
+const { default: lighthouse } = await import(pathToFileURL(join(nodeFolder, "node_modules/lighthouse/core/index.js")));
 const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
 const shots = join(html, "..", "screenshots");
 mkdirSync(shots, { recursive: true });
@@ -18,6 +20,10 @@ const ALLOWED = [
   // Their icons are fonts, whose code points axe reads as text; "Ctrl+K" is shown and not spoken.
   { rule: "label-content-name-mismatch", selector: ".theme-switch-button, .search-button-field" },
 ];
+
+// What a page may load beyond what all pages share: fonts, styles, scripts, MathJax.
+const HEAVIEST = 2e6; // bytes
+const SHARED = /^\/(_static\/(?!lab\/|cards\/)|mathjax\/)/;
 
 const VIEWS = [
   { name: "desktop-light", width: 1280, height: 900, colorScheme: "light" },
@@ -30,10 +36,13 @@ const TYPES = {
   ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".png": "image/png",
   ".webp": "image/webp", ".json": "application/json", ".woff": "font/woff", ".woff2": "font/woff2",
 };
+const sizes = new Map();
+const pathOf = (url) => normalize(decodeURIComponent(new URL(url, "http://x").pathname));
 const server = createServer((request, response) => {
-  const path = normalize(decodeURIComponent(new URL(request.url, "http://x").pathname));
+  const path = pathOf(request.url);
   try {
     const body = readFileSync(join(html, path));
+    sizes.set(path, body.length);
     response.writeHead(200, { "Content-Type": TYPES[extname(path)] ?? "application/octet-stream" });
     response.end(body);
   } catch {
@@ -43,10 +52,11 @@ const server = createServer((request, response) => {
 await new Promise((done) => server.listen(0, "127.0.0.1", done));
 const origin = `http://127.0.0.1:${server.address().port}`;
 
+const debugging = 9333; // where Lighthouse finds the browser
 const browser = await chromium.launch({
   executablePath: chromiumPath,
   headless: true,
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+  args: ["--no-sandbox", "--disable-gpu", `--remote-debugging-port=${debugging}`, "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync"],
 });
 
@@ -83,13 +93,14 @@ function inspect() {
 }
 
 async function findings(allowed) {
-  const { violations } = await window.axe.run(document, { runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"] });
+  const { violations } = await window.axe.run(document, { runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"] });
   return violations.flatMap(({ id, help, nodes }) => nodes
     .filter((n) => !allowed.some((a) => a.rule === id && document.querySelector(n.target[0])?.matches(a.selector)))
     .map((n) => `axe ${id} at ${n.target.join(" ")}: ${(n.any[0] ?? n.all[0] ?? n.none[0])?.message ?? help}`));
 }
 
 let failures = 0;
+const weights = [];
 for (const view of VIEWS) {
   const context = await browser.newContext({
     viewport: { width: view.width, height: view.height },
@@ -97,11 +108,14 @@ for (const view of VIEWS) {
     deviceScaleFactor: view.width < 500 ? 2 : 1,
     reducedMotion: "reduce",
   });
+  context.setDefaultTimeout(120_000); // a busy machine is slow, not broken
   for (const path of pages) {
     const problems = [];
     const page = await context.newPage();
+    const loaded = new Set();
     page.on("request", (r) => {
       const url = r.url();
+      if (url.startsWith(origin)) loaded.add(pathOf(url));
       if (!url.startsWith(origin) && !/^(data|blob|about):/.test(url)) problems.push(`asks another host: ${url}`);
     });
     page.on("response", (r) => { if (r.status() >= 400) problems.push(`${r.status()} ${r.url()}`); });
@@ -111,6 +125,9 @@ for (const view of VIEWS) {
     await page.evaluate(() => window.MathJax?.startup?.promise);
     await page.waitForLoadState("networkidle");
     problems.push(...(await page.evaluate(inspect)));
+    const own = [...loaded].filter((name) => !SHARED.test(name)).reduce((sum, name) => sum + (sizes.get(name) ?? 0), 0);
+    if (own > HEAVIEST) problems.push(`loads ${(own / 1e6).toFixed(1)} MB of its own; ${HEAVIEST / 1e6} are allowed`);
+    if (view === VIEWS[0]) weights.push({ path, own });
     await page.screenshot({ path: join(shots, `${path.replace(/\.html$/, "").replaceAll("/", "-")}-${view.name}.png`), fullPage: true });
     await page.evaluate(axe);
     problems.push(...(await page.evaluate(findings, ALLOWED)));
@@ -120,7 +137,28 @@ for (const view of VIEWS) {
   }
   await context.close();
 }
+
+// Lighthouse's accessibility score must be 100 on every page.
+const settings = {
+  port: debugging, onlyCategories: ["accessibility"], formFactor: "desktop", screenEmulation: { disabled: true },
+  throttlingMethod: "provided", disableFullPageScreenshot: true, logLevel: "silent",
+};
+const scores = [];
+for (const path of pages) {
+  const { lhr } = await lighthouse(`${origin}/${path}`, settings);
+  const score = Math.round(100 * (lhr.categories.accessibility.score ?? 0));
+  scores.push(score);
+  if (score === 100) continue;
+  failures += 1;
+  const lost = lhr.categories.accessibility.auditRefs.map(({ id }) => lhr.audits[id])
+    .filter((audit) => audit.score !== null && audit.score < 1).map((audit) => audit.id);
+  console.error(`  ${path}: Lighthouse accessibility ${score} (${lost.join(", ") || lhr.runtimeError?.message})`);
+}
+console.log(`Lighthouse accessibility: ${Math.min(...scores)} to ${Math.max(...scores)}`);
+
 await browser.close();
 server.close();
+weights.sort((a, b) => b.own - a.own);
+console.log(`heaviest: ${weights.slice(0, 3).map(({ path, own }) => `${path} ${(own / 1e6).toFixed(2)} MB`).join(", ")}`);
 console.log(`browser: ${pages.length} pages, ${VIEWS.length} views, ${failures} problems`);
 process.exit(failures ? 1 : 0);

@@ -21,7 +21,7 @@ from bs4 import BeautifulSoup
 from check_notebooks import ROOT, repository
 
 HTML = ROOT / "_build" / "html"
-NODE_MODULES = ["playwright-core@1.65.1", "axe-core@4.14.1"]
+NODE_MODULES = ["playwright-core@1.65.1", "axe-core@4.14.1", "lighthouse@12.8.2"]
 
 # Attributes that make a browser fetch something (an <a href> does not).
 FETCHED = {

@@ -75,7 +75,7 @@ def steps(run_id: str, scratch: str) -> list[Step]:
         decoding(large, 3),
         reproduce(
             "table1",
-            ["--pair", "bundled", large, "--run-id", run_id, "--minutes", "2"],
+            ["--pair", "bundled", large, "--run-id", run_id, "--minutes", "10"],
             ["--pair", "bundled", "--cell", "kseq:2:2", "--prompts", "2", "--minutes", "0.05"],
             5,
         ),
