@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from spectr_lite.distributions import at, sample, uniform
-from spectr_lite.laws import DraftLaw, by_ratio, tail_mass
+from spectr_lite.laws import DraftLaw
 from spectr_lite.verifiers import walk
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.registry import register
 
-NEWTON_STEPS = 24
+NEWTON_STEPS = 6  # on a device that cannot say when it is enough
+MOST_STEPS = 100
+ROUNDING = 4e-16
 
 
 def acceptance_of_one(draft: Tensor, target: Tensor, rho: Tensor) -> Tensor:
@@ -34,48 +36,38 @@ def acceptance_of_any(beta: Tensor, k: Tensor | int) -> Tensor:
 
 
 def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
-    """rho*, the smallest rho for which K-SEQ is lossless; shape (...), float64. O(V log V).
+    """rho*, the smallest rho for which K-SEQ is lossless; shape (...), float64. O(V) each step, no sort.
 
-    With tokens sorted by target/draft, beta(rho) = A + B / rho between neighbouring ratios, where A is
-    the draft mass above and B the target mass below. The sign of p_acc - rho beta at every ratio finds
-    the piece. Inside it the unknown is x = B / rho:
-        F(x) = 1 - (1 - A - x)^k - B - A B / x,    increasing and concave.
-    Newton's method from the left end climbs to the root without passing it, so that an unfinished
-    iteration leaves rho on the lossless side. `k` may be a tensor, one number of drafts per row.
+    With S(rho) = rho beta(rho) = sum_x min(rho draft, target) and A = dS/drho, the draft mass that rho
+    leaves below the target, Newton's method on
+        h(rho) = p_acc - S,      -h' = k (1 - beta)^(k-1) (beta - A) / rho + A
+    starts at rho = 1 and takes the middle of the bracket where a step leaves it. The answer is on the
+    lossless side wherever the steps end: S grows with rho, psi(S) = S / (1 - (1 - S)^(1/k)) falls from
+    k to 1, and rho* = psi(S(rho*)); so rho* lies between any rho and psi(S(rho)), and the larger of
+    the two is lossless. `k` may be a tensor, one number of drafts per row.
     """
-    k = torch.as_tensor(k, dtype=torch.float64, device=draft.device).unsqueeze(-1)
-    order = by_ratio(draft, target)
-    p = draft.gather(-1, order).to(torch.float64)
-    q = target.gather(-1, order).to(torch.float64)
-    above = tail_mass(p)
-    below = q.cumsum(-1)
-    ratio = torch.where(p > 0, q / p, torch.inf).clamp_max(torch.finfo(torch.float64).max)
-
-    at_ratio = ratio.clamp_min(1.0)
-    beta = (above + below / at_ratio).clamp(0, 1)
-    positive = acceptance_of_any(beta, k) - (above * at_ratio + below) > 0
-    piece = (positive | (ratio < 1)).sum(-1, keepdim=True)  # breakpoints left of rho*
-    last = draft.shape[-1] - 1
-    shape = piece.shape
-    left = (piece - 1).clamp_min(0)
-    a = torch.where(piece > 0, above.expand(*shape[:-1], -1).gather(-1, left), 1.0)
-    b = torch.where(piece > 0, below.expand(*shape[:-1], -1).gather(-1, left), 0.0)
-    end = torch.where(
-        piece <= last, ratio.expand(*shape[:-1], -1).gather(-1, piece.clamp_max(last)), torch.inf
-    )
-    x = b / torch.minimum(end, k).clamp_min(1.0)
-    for _ in range(NEWTON_STEPS):
-        left_out = (1 - a - x).clamp_min(0)
-        hyperbola = torch.where(x > 0, a * b / x, 0.0)
-        value = 1 - left_out**k - b - hyperbola
-        slope = k * left_out ** (k - 1) + torch.where(x > 0, hyperbola / x, 0.0)
-        step = torch.where(slope > 0, -value / slope, 0.0).clamp_min(0)
-        before, x = x, torch.where(b > 0, torch.minimum(x + step, b), x)
-        if x.device.type in walk.LOOKS and torch.equal(before, x):
+    draft, target = draft.to(torch.float64), target.to(torch.float64)
+    k = torch.as_tensor(k, dtype=torch.float64, device=draft.device)
+    lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1], k.shape)
+    low, high = torch.ones_like(k).expand(lead), k.expand(lead)
+    following, looks = low, draft.device.type in walk.LOOKS
+    for _ in range(MOST_STEPS if looks else NEWTON_STEPS):
+        rho = following
+        scaled = rho.unsqueeze(-1) * draft
+        total = torch.minimum(scaled, target).sum(-1).clamp_max(1)
+        above = torch.where(scaled < target, draft, 0.0).sum(-1)
+        beta = (total / rho).clamp_max(1)
+        missed = (1 - beta) ** (k - 1)
+        excess = 1 - (1 - beta) * missed - total
+        if looks and bool((excess.abs() < ROUNDING).all()):
             break
-    beta = (a + x).clamp(0, 1)
-    rho = torch.where(beta > 0, acceptance_of_any(beta, k) / beta, 1.0)
-    return torch.minimum(rho.clamp_min(1.0), k.clamp_min(1.0)).squeeze(-1)
+        low, high = torch.where(excess > 0, rho, low), torch.where(excess > 0, high, rho)
+        newton = rho + excess / (k * missed * (beta - above) / rho + above)
+        inside = newton.clamp(low, high) == newton  # False for what is no number
+        following = torch.where(inside, newton, (low + high) / 2)
+    one = -torch.expm1(torch.log1p(-total) / k)  # the beta of which p_acc would be `total`
+    other = torch.where(one > 0, total / one, 1.0)
+    return torch.minimum(torch.maximum(rho, other), high).clamp_min(1.0)
 
 
 def bisected_rho(draft: Tensor, target: Tensor, k: int, halvings: int = 60) -> Tensor:
