@@ -14,7 +14,7 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 
-EVERYDAY = {"cut", "draft", "target", "residual"}
+EVERYDAY = {"cut", "draft", "target", "residual", "turn"}
 NOT_ON = {"book/glossary", "book/notation", "book/references", "book/how-to-cite", "book/api"}
 NOT_IN = (
     nodes.title,
