@@ -123,9 +123,9 @@ def test_unknown_rules_and_laws_are_named():
 
 
 def test_rules_made_for_one_number_of_drafts_say_so():
-    with pytest.raises(ValueError, match=r"k: 'coupling' is defined for one draft, found 2"):
+    with pytest.raises(ValueError, match=r"k: 'coupling' is defined for k=1 only, found 2"):
         verifiers.get("coupling").acceptance(GOOD, GOOD, 2)
-    with pytest.raises(ValueError, match=r"k: 'coupling' is defined for one draft, found 3"):
+    with pytest.raises(ValueError, match=r"k: 'coupling' is defined for k=1 only, found 3"):
         verifiers.get("coupling").select(GOOD, GOOD, [0, 1, 2])
 
 

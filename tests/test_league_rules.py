@@ -216,7 +216,7 @@ def test_a_rule_refuses_drafts_of_another_law(name, law):
 
 
 def test_counts_and_parameters_are_checked():
-    with pytest.raises(ValueError, match="two drafts, found 3"):
+    with pytest.raises(ValueError, match="defined for k=2 only, found 3"):
         verifiers.get("spechub").acceptance([0.5, 0.5], [0.2, 0.8], 3)
     with pytest.raises(ValueError, match="truncation: found 0"):
         Importance(truncation=0)

@@ -348,7 +348,7 @@ def test_verify_tree_refuses_what_does_not_fit():
         rule.verify_tree(draft_laws, target_laws, paths + 3)
     with pytest.raises(ValueError, match="row"):
         rule.verify_tree(draft_laws * 2, target_laws, paths)
-    with pytest.raises(ValueError, match="one path, found 2"):
+    with pytest.raises(ValueError, match="defined for k=1 only, found 2"):
         verifiers.get("block").verify_tree(draft_laws, target_laws, paths)
     for name in ("recursive-wor", "spechub"):
         with pytest.raises(ValueError, match="not lossless for drafts drawn by IID"):

@@ -44,6 +44,7 @@ class Verifier(ABC):
     name: ClassVar[str] = "unnamed"
     valid_for: ClassVar[tuple[type[DraftLaw], ...]] = (IID,)
     default_law: ClassVar[DraftLaw] = IID()
+    only_k: ClassVar[int | None] = None  # the one number of drafts that a rule is made for
 
     # --- public: checked, NumPy or torch ---
 
@@ -110,7 +111,28 @@ class Verifier(ABC):
         when the rule is not made for i.i.d. drafts.
         """
         self._check_law(IID())
-        return _verify_tree(self, draft_laws, target_laws, paths, generator)
+        draft = check_distribution(draft_laws, "draft_laws")
+        target = check_distribution(target_laws, "target_laws")
+        drafted = paths if isinstance(paths, Tensor) else torch.as_tensor(np.asarray(paths))
+        length = drafted.shape[-1] if drafted.ndim else 0
+        if (
+            drafted.ndim < 2
+            or draft.shape[:-1] != drafted.shape
+            or target.shape != (*drafted.shape[:-1], length + 1, draft.shape[-1])
+        ):
+            raise ValueError(
+                f"paths, draft_laws, target_laws: shapes {tuple(drafted.shape)}, "
+                f"{tuple(draft.shape)}, {tuple(target.shape)}. They must be (..., K, L), "
+                "(..., K, L, V) and (..., K, L + 1, V)."
+            )
+        self.check_drafts(drafted.shape[-2])
+        drafted = _check_tokens(drafted.unsqueeze(-1), draft).squeeze(-1)
+        dtype = torch.promote_types(draft.dtype, target.dtype)
+        source = as_generator(generator, draft.device)
+        block = self.pick_block(draft.to(dtype), target.to(dtype), drafted, source)
+        if isinstance(draft_laws, Tensor) or isinstance(paths, Tensor):
+            return block
+        return Block(*(value.numpy()[()] for value in (block.tokens, block.accepted, block.path)))
 
     # --- hooks: tensors only ---
 
@@ -153,8 +175,14 @@ class Verifier(ABC):
     # --- checks ---
 
     def check_drafts(self, k: int) -> int:
-        """k as an int; rules made for one number of drafts narrow this."""
-        return check_count(k, "k")
+        """k as an int, if the rule is defined for so many drafts."""
+        k = check_count(k, "k")
+        if self.only_k not in (None, k):
+            raise ValueError(
+                f"k: {self.name!r} is defined for k={self.only_k} only, found {k}. 'kseq', 'optimal' "
+                "and 'optimal-block' take any number."
+            )
+        return k
 
     def _check_law(self, law: DraftLaw | None) -> DraftLaw:
         law = self.default_law if law is None else law
@@ -191,36 +219,6 @@ def _check_tokens(tokens: ArrayLike, draft: Tensor) -> Tensor:
             f"{tuple(draft.shape)}. Leading dimensions must broadcast."
         ) from error
     return drafted.to(device=draft.device, dtype=torch.int64)
-
-
-def _verify_tree(
-    rule: Verifier,
-    draft_laws: ArrayLike,
-    target_laws: ArrayLike,
-    paths: ArrayLike,
-    generator: int | np.random.Generator | torch.Generator | None,
-) -> Block:
-    draft = check_distribution(draft_laws, "draft_laws")
-    target = check_distribution(target_laws, "target_laws")
-    drafted = paths if isinstance(paths, Tensor) else torch.as_tensor(np.asarray(paths))
-    length = drafted.shape[-1] if drafted.ndim else 0
-    if (
-        drafted.ndim < 2
-        or draft.shape[:-1] != drafted.shape
-        or target.shape != (*drafted.shape[:-1], length + 1, draft.shape[-1])
-    ):
-        raise ValueError(
-            f"paths, draft_laws, target_laws: shapes {tuple(drafted.shape)}, {tuple(draft.shape)}, "
-            f"{tuple(target.shape)}. They must be (..., K, L), (..., K, L, V) and (..., K, L + 1, V)."
-        )
-    rule.check_drafts(drafted.shape[-2])
-    drafted = _check_tokens(drafted.unsqueeze(-1), draft).squeeze(-1)
-    dtype = torch.promote_types(draft.dtype, target.dtype)
-    source = as_generator(generator, draft.device)
-    block = rule.pick_block(draft.to(dtype), target.to(dtype), drafted, source)
-    if isinstance(draft_laws, Tensor) or isinstance(paths, Tensor):
-        return block
-    return Block(*(value.numpy()[()] for value in (block.tokens, block.accepted, block.path)))
 
 
 def _enumerate(

@@ -25,6 +25,8 @@ from spectr_lite.verifiers.walk import BlockLaw
 class BlockVerification(TreeVerifier):
     """Optimal among the rules for one path; defined for one path only."""
 
+    only_k = 1
+
     def conditional_block(self, draft_laws: Tensor, target_laws: Tensor, paths: Tensor) -> BlockLaw:
         stop, extra = verify_path(
             draft_laws[..., 0, :, :], target_laws[..., 0, :, :], paths[..., 0, :]
@@ -35,12 +37,3 @@ class BlockVerification(TreeVerifier):
         self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
     ) -> Tensor:
         return torch.minimum(draft, target).sum(-1)
-
-    def check_drafts(self, k: int) -> int:
-        k = super().check_drafts(k)
-        if k != 1:
-            raise ValueError(
-                f"k: 'block' is defined for one path, found {k}. 'multipath-block' and 'optimal-block' "
-                "with one path are the same rule, and take more."
-            )
-        return k

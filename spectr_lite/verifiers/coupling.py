@@ -33,9 +33,20 @@ def couple_winner(chance: Tensor, winner: Tensor, target: Tensor, tokens: Tensor
     return law.scatter_add(-1, tokens.clamp_min(0).expand_as(kept), kept)
 
 
+def couple(token: Tensor, law: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
+    """Y (...), coupled with `token` (..., 1), which follows `law` (..., V)."""
+    eta = uniform(token.shape, generator)
+    accepted = eta * at(law, token) < at(target, token)
+    # One residual for each token: rows that shared one would share the Y drawn from it.
+    left = (target - law).clamp_min(0).expand(*token.shape[:-1], -1)
+    return torch.where(accepted[..., 0], token[..., 0], sample(left, generator))
+
+
 @register("coupling")
 class Coupling(Verifier):
     """Optimal for one draft, and defined for one draft only."""
+
+    only_k = 1
 
     def membership(
         self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
@@ -48,18 +59,4 @@ class Coupling(Verifier):
     def pick(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
-        eta = uniform(tokens.shape, generator)
-        accepted = eta * at(draft, tokens) < at(target, tokens)
-        # One residual for each row of drafts: rows that shared one would share the token drawn from it.
-        left = (target - draft).clamp_min(0)
-        corrected = sample(left.expand(*tokens.shape[:-1], -1), generator)
-        return torch.where(accepted[..., 0], tokens[..., 0], corrected)
-
-    def check_drafts(self, k: int) -> int:
-        k = super().check_drafts(k)
-        if k != 1:
-            raise ValueError(
-                f"k: 'coupling' is defined for one draft, found {k}. 'kseq' with k=1 is the same rule, "
-                "and takes more."
-            )
-        return k
+        return couple(tokens, draft, target, generator)

@@ -13,9 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import at, sample, uniform
+from spectr_lite.distributions import at
 from spectr_lite.laws import IID, DraftLaw, WithoutReplacement
 from spectr_lite.verifiers.base import Verifier
+from spectr_lite.verifiers.coupling import couple, couple_winner
 from spectr_lite.verifiers.registry import register
 
 
@@ -35,22 +36,13 @@ class Naive(Verifier):
 
     def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         first = _first_alive(tokens)
-        mass = at(draft, first)
-        accept = torch.where(mass > 0, at(target, first) / mass, 0.0).clamp_max(1)
-        left = (target - draft).clamp_min(0)
-        total = left.sum(-1, keepdim=True)
-        law = (1 - accept) * left / torch.where(total > 0, total, 1)
-        return law.scatter_add(-1, first.clamp_min(0).expand(*law.shape[:-1], 1), accept)
+        return couple_winner(torch.ones_like(at(draft, first)), draft, target, first)
 
     def pick(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
         lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
-        first = _first_alive(tokens).expand(*lead, 1)
-        eta = uniform(first.shape, generator)
-        accepted = eta * at(draft, first) < at(target, first)
-        corrected = sample((target - draft).clamp_min(0).expand(*lead, -1), generator)
-        return torch.where(accepted[..., 0], first[..., 0], corrected)
+        return couple(_first_alive(tokens).expand(*lead, 1), draft, target, generator)
 
 
 def _first_alive(tokens: Tensor) -> Tensor:

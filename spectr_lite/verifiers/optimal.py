@@ -27,10 +27,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import sample, uniform
+from spectr_lite.distributions import uniform
 from spectr_lite.laws import DraftLaw, by_ratio
 from spectr_lite.verifiers.base import Verifier
-from spectr_lite.verifiers.coupling import couple_winner
+from spectr_lite.verifiers.coupling import couple, couple_winner
 from spectr_lite.verifiers.registry import register
 
 CELLS_PER_OCTAVE = 128  # histogram cells of target/draft: each spans a factor 2^(1/128), 0.5%
@@ -400,8 +400,4 @@ class Optimal(Verifier):
         tokens = tokens.expand(*lead, -1)
         chosen = made.draw(tokens, generator)
         token = tokens.gather(-1, chosen).clamp_min(0)
-        winner = made.winner(draft)
-        eta = uniform((*lead, 1), generator)
-        accepted = eta * winner.gather(-1, token) < target.expand_as(winner).gather(-1, token)
-        corrected = sample((target - winner).clamp_min(0), generator)
-        return torch.where(accepted.squeeze(-1), token.squeeze(-1), corrected)
+        return couple(token, made.winner(draft), target, generator)

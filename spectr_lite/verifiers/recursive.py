@@ -43,30 +43,37 @@ class Recursive(Verifier):
             target = residual(target, draft)
         return 1 - missed
 
+    def after_refusal(self, draft: Tensor, token: Tensor) -> Tensor:
+        """The law of the next draft once `token` (..., 1) is refused: with repeats, the same."""
+        return draft
+
     def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
-        left = target.expand(*lead, -1)
+        left, offered = target.expand(*lead, -1), draft.expand(*lead, -1)
         law = torch.zeros_like(left)
         reached = left.new_ones(*lead, 1)
-        for token in tokens.split(1, -1):
-            mass = at(draft, token)
+        for token in tokens.expand(*lead, -1).split(1, -1):
+            mass = at(offered, token)
             accept = torch.where(mass > 0, at(left, token) / mass, 0.0).clamp_max(1)
-            law = law.scatter_add(-1, token.clamp_min(0).expand(*lead, 1), reached * accept)
+            law = law.scatter_add(-1, token.clamp_min(0), reached * accept)
             reached = reached * (1 - accept)
-            left = torch.where(token >= 0, residual(left, draft), left)
+            left = torch.where(token >= 0, residual(left, offered), left)
+            offered = self.after_refusal(offered, token)
         return law + reached * left
 
     def pick(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
         lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
-        eta = uniform((*lead, tokens.shape[-1]), generator)
-        left = target.expand(*lead, -1)
+        tokens = tokens.expand(*lead, -1)
+        eta = uniform(tokens.shape, generator)
+        left, offered = target.expand(*lead, -1), draft.expand(*lead, -1)
         accepted = []
         for i, token in enumerate(tokens.split(1, -1)):
-            accepted.append(eta[..., i : i + 1] * at(draft, token) < at(left, token))
-            left = torch.where(token >= 0, residual(left, draft), left)
+            accepted.append(eta[..., i : i + 1] * at(offered, token) < at(left, token))
+            left = torch.where(token >= 0, residual(left, offered), left)
+            offered = self.after_refusal(offered, token)
         taken = torch.cat(accepted, -1)
         first = taken.to(torch.int8).argmax(-1, keepdim=True)
-        chosen = tokens.expand(*lead, -1).gather(-1, first).squeeze(-1)
+        chosen = tokens.gather(-1, first).squeeze(-1)
         return torch.where(taken.any(-1), chosen, sample(left, generator))

@@ -16,10 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import at, sample, uniform
 from spectr_lite.laws import WithoutReplacement
 from spectr_lite.verifiers.base import Verifier
-from spectr_lite.verifiers.recursive import residual
+from spectr_lite.verifiers.recursive import Recursive
 from spectr_lite.verifiers.registry import register
 
 
@@ -32,39 +31,12 @@ def without(draft: Tensor, token: Tensor) -> Tensor:
 
 
 @register("recursive-wor")
-class RecursiveWithoutReplacement(Verifier):
+class RecursiveWithoutReplacement(Recursive):
     """Recursive rejection sampling for drafts without replacement."""
 
     valid_for = (WithoutReplacement,)
     default_law = WithoutReplacement()
+    membership = Verifier.membership
 
-    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
-        lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
-        left, offered = target.expand(*lead, -1), draft.expand(*lead, -1)
-        law = torch.zeros_like(left)
-        reached = left.new_ones(*lead, 1)
-        for token in tokens.expand(*lead, -1).split(1, -1):
-            mass = at(offered, token)
-            accept = torch.where(mass > 0, at(left, token) / mass, 0.0).clamp_max(1)
-            law = law.scatter_add(-1, token.clamp_min(0), reached * accept)
-            reached = reached * (1 - accept)
-            left = torch.where(token >= 0, residual(left, offered), left)
-            offered = without(offered, token)
-        return law + reached * left
-
-    def pick(
-        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
-        tokens = tokens.expand(*lead, -1)
-        eta = uniform(tokens.shape, generator)
-        left, offered = target.expand(*lead, -1), draft.expand(*lead, -1)
-        accepted = []
-        for i, token in enumerate(tokens.split(1, -1)):
-            accepted.append(eta[..., i : i + 1] * at(offered, token) < at(left, token))
-            left = torch.where(token >= 0, residual(left, offered), left)
-            offered = without(offered, token)
-        taken = torch.cat(accepted, -1)
-        first = taken.to(torch.int8).argmax(-1, keepdim=True)
-        chosen = tokens.gather(-1, first).squeeze(-1)
-        return torch.where(taken.any(-1), chosen, sample(left, generator))
+    def after_refusal(self, draft: Tensor, token: Tensor) -> Tensor:
+        return without(draft, token)

@@ -15,9 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import at, sample, uniform
+from spectr_lite.distributions import at
 from spectr_lite.laws import DraftLaw, TopM
 from spectr_lite.verifiers.base import Verifier
+from spectr_lite.verifiers.coupling import couple, couple_winner
 from spectr_lite.verifiers.recursive_wor import without
 from spectr_lite.verifiers.registry import register
 
@@ -28,6 +29,7 @@ class SpecHub(Verifier):
 
     valid_for = (TopM,)
     default_law = TopM(1)
+    only_k = 2
 
     def membership(
         self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
@@ -36,35 +38,20 @@ class SpecHub(Verifier):
         return at(target, hub).squeeze(-1) + torch.minimum(without(draft, hub), target).sum(-1)
 
     def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
-        lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
-        hub, other = tokens.expand(*lead, -1).split(1, -1)
-        rest = without(draft.expand(*lead, -1), hub)
-        mass = at(rest, other)
-        accept = torch.where(mass > 0, at(target, other) / mass, 0.0).clamp_max(1)
-        left = (target - rest).clamp_min(0)
-        total = left.sum(-1, keepdim=True)
-        law = (1 - accept) * left / torch.where(total > 0, total, 1)
-        return law.scatter_add(-1, other.clamp_min(0), accept)
+        rest, other = self._beside_hub(draft, tokens)
+        return couple_winner(torch.ones_like(at(rest, other)), rest, target, other)
 
     def pick(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
+        rest, other = self._beside_hub(draft, tokens)
+        return couple(other, rest, target, generator)
+
+    def _beside_hub(self, draft: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The draft without its hub (..., V), and the draft drawn from that (..., 1)."""
         lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
         hub, other = tokens.expand(*lead, -1).split(1, -1)
-        rest = without(draft.expand(*lead, -1), hub)
-        eta = uniform((*lead, 1), generator)
-        accepted = eta * at(rest, other) < at(target, other)
-        corrected = sample((target - rest).clamp_min(0), generator)
-        return torch.where(accepted.squeeze(-1), other.squeeze(-1), corrected)
-
-    def check_drafts(self, k: int) -> int:
-        k = super().check_drafts(k)
-        if k != 2:
-            raise ValueError(
-                f"k: 'spechub' is defined for two drafts, found {k}. 'target-only' takes any number "
-                "of drafts under TopM(1)."
-            )
-        return k
+        return without(draft.expand(*lead, -1), hub), other
 
     def _check_law(self, law: DraftLaw | None) -> DraftLaw:
         law = super()._check_law(law)
