@@ -87,7 +87,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Query (B, heads, N, D) over key, value (B, kv_heads, S, D); mask (B, N, S), None is causal.
+    """Query (B, heads, N, D) over key, value (B, kv_heads, S, D); mask as of `grouped_mask`, or None
+    for causal attention.
 
     Query heads that share a key head are simply more queries of that head: no key is copied.
     """
@@ -96,9 +97,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
     batch, heads, count, head_dim = query.shape
     kv_heads = key.shape[1]
     grouped = query.reshape(batch, kv_heads, -1, head_dim)
-    mask = mask.repeat(1, heads // kv_heads, 1).unsqueeze(1)
     out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
     return out.reshape(batch, heads, count, head_dim)
+
+
+def grouped_mask(mask: Tensor, config: TransformerConfig, dtype: torch.dtype) -> Tensor:
+    """From mask (B, N, S) what attention adds to the scores of each key head's queries, once for all
+    layers: 0 where it is True, -inf elsewhere; (B, 1, heads / kv_heads * N, S)."""
+    added = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+    if mask.is_cuda:  # rows that begin at multiples of 16, or every layer makes a copy that has them
+        added = F.pad(added, (0, -mask.shape[-1] % 16))
+    added = added.repeat(1, config.heads // config.kv_heads, 1).unsqueeze(1)
+    return added[..., : mask.shape[-1]]
 
 
 class Attention(nn.Module):
@@ -255,6 +265,8 @@ class Transformer(nn.Module):
         if cache is not None:
             write = torch.arange(len(tokens), device=tokens.device).unsqueeze(1), slots
         x = self.embed(tokens)
+        if mask is not None:
+            mask = grouped_mask(mask, self.config, x.dtype)
         for layer, block in enumerate(self.layers):
             if cache is not None:
                 entries = cache.keys[layer], cache.values[layer]
