@@ -44,7 +44,7 @@ format: $(STAMP)  ## Mend what lint can mend by itself
 	$(BIN)/nbstripout $(wildcard notebooks/*.ipynb)
 
 check-site: $(STAMP)  ## Check the built site, in headless Chromium too where there is one
-	$(BIN)/python scripts/check_site.py $(if $(REQUIRE_BROWSER),--require-browser)
+	$(BIN)/python scripts/check_site.py $(if $(REQUIRE_ALL),--require-browser)
 
 tables: $(STAMP)  ## Write every generated summary and table again, from results/
 	$(BIN)/python scripts/tables.py

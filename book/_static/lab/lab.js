@@ -25,12 +25,12 @@ app.innerHTML = `
 </div>
 <div class="lab-row">
   <section class="lab-panel lab-wide" aria-labelledby="lab-1">
-    <h3 id="lab-1">Two laws <span class="lab-key of-draft">draft p</span> <span class="lab-key of-target">target q</span></h3>
+    <h2 id="lab-1">Two laws <span class="lab-key of-draft">draft p</span> <span class="lab-key of-target">target q</span></h2>
     <div class="lab-chart" data-chart="laws"></div>
     <p class="lab-note" data-text="cut"></p>
   </section>
   <section class="lab-panel" aria-labelledby="lab-2">
-    <h3 id="lab-2">How often a drafted token is kept</h3>
+    <h2 id="lab-2">How often a drafted token is kept</h2>
     <table class="lab-table"><thead><tr><th scope="col">rule</th><th scope="col">acceptance</th><th scope="col">gap</th></tr></thead>
     <tbody></tbody></table>
     <div class="lab-chart" data-chart="curves"></div>
@@ -38,18 +38,18 @@ app.innerHTML = `
 </div>
 <div class="lab-row lab-even">
   <section class="lab-panel" aria-labelledby="lab-3">
-    <h3 id="lab-3">K-SEQ: a discount and a residual</h3>
+    <h2 id="lab-3">K-SEQ: a discount and a residual</h2>
     <dl class="lab-numbers" data-text="kseq"></dl>
     <div class="lab-chart" data-chart="kseq"></div>
   </section>
   <section class="lab-panel" aria-labelledby="lab-4">
-    <h3 id="lab-4">Exact optimum: nested pools</h3>
+    <h2 id="lab-4">Exact optimum: nested pools</h2>
     <p class="lab-note" data-text="pools"></p>
     <div class="lab-chart" data-chart="pools"></div>
   </section>
 </div>
 <section class="lab-panel" aria-labelledby="lab-5">
-  <h3 id="lab-5">Sample</h3>
+  <h2 id="lab-5">Sample</h2>
   <div class="lab-sample">
     <fieldset class="lab-rules"><legend class="lab-hidden">Rule to sample with</legend>${RULE_NAMES.map((rule) => `
       <label data-rule="${rule}"><input type="radio" name="rule" value="${rule}"><span>${LABELS[rule]}</span></label>`).join("")}</fieldset>
@@ -59,8 +59,8 @@ app.innerHTML = `
   <p class="lab-trace" data-text="trace"></p>
   <dl class="lab-numbers" data-text="sample"></dl>
   <div class="lab-row lab-even">
-    <div><h4>Share of each token</h4><div class="lab-chart" data-chart="counts"></div></div>
-    <div><h4>Total variation from the target</h4><div class="lab-chart" data-chart="distance"></div></div>
+    <div><h3>Share of each token</h3><div class="lab-chart" data-chart="counts"></div></div>
+    <div><h3>Total variation from the target</h3><div class="lab-chart" data-chart="distance"></div></div>
   </div>
   <p class="lab-hidden" aria-live="polite" data-text="said"></p>
 </section>`;
