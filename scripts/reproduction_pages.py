@@ -7,7 +7,6 @@ saying so by itself when one has.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,40 +14,17 @@ from typing import Any
 
 from spectr_lite import transport, verifiers
 from spectr_lite.reproduce import paper
+from spectr_lite.reproduce.recorded import by_pair, cell, kind, summary, table
 from spectr_lite.timing import Costs, acceptance_for
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "book" / "_generated"
-SUMMARIES = ROOT / "spectr_lite" / "results"
 THEIRS = {(row["num_drafts"], row["draft_length"]): row for row in paper()["table1"]}
 WORST = ((Fraction(1, 3), Fraction(2, 3)), (Fraction(5, 9), Fraction(4, 9)))  # draft, target; k = 2
 
 
-def summary(name: str) -> dict[str, Any]:
-    path = SUMMARIES / f"{name}.json"
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {"runs": []}
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
 def link(run: dict[str, Any], experiment: str = "table1") -> str:
     return f"[`{run['run']}`](repo:results/{experiment}/{run['run']}/env.json)"
-
-
-def kind(run: dict[str, Any]) -> str:
-    return "GPU" if run["config"]["device"] == "cuda" else "CPU"
-
-
-def cell(
-    run: dict[str, Any], drafts: int, length: int, rule: str = "kseq", temperature: float = 1.0
-) -> dict[str, Any] | None:
-    wanted = (rule, drafts, length, temperature)
-    names = ("verifier", "num_drafts", "draft_length", "temperature")
-    found = (row for row in run["cells"] if tuple(row[name] for name in names) == wanted)
-    return next((row for row in found if row["block_efficiency"] is not None), None)
 
 
 def value(row: dict[str, Any] | None) -> str:
@@ -62,14 +38,19 @@ def value(row: dict[str, Any] | None) -> str:
 
 
 def efficiencies(runs: list[dict[str, Any]]) -> str:
-    """Block efficiency in the four cells of the paper's table."""
+    """Block efficiency in the four cells of the paper's table, each from the run with most prompts."""
     shapes = [shape for shape in THEIRS if shape[0]]
-    head = ["", *(f"{k} × {length}" for k, length in shapes), "prompts × seeds"]
-    rows = [["the paper", *(f"{THEIRS[s]['block_efficiency']['value']:.1f}" for s in shapes), ""]]
-    rows[0][-1] = f"1,000 × {paper()['settings']['seeds']}"
-    for run in runs:
-        counts = f"{run['prompts']} × {len(run['seeds'])}"
-        rows.append([link(run), *(value(cell(run, *shape)) for shape in shapes), counts])
+    head = ["pair", *(f"{k} × {length}" for k, length in shapes), "prompts × seeds", "run"]
+    rows = [["the paper", *(f"{THEIRS[s]['block_efficiency']['value']:.1f}" for s in shapes)]]
+    rows[0] += [f"1,000 × {paper()['settings']['seeds']}", "Table 1"]
+    for (pair, device), mine in by_pair(runs).items():
+        cells = [cell(mine, *shape) for shape in shapes]
+        found = [row for row in cells if row]
+        counts = dict.fromkeys(
+            f"{row['n']:,} × {row['continuations'] // row['n']}" for row in found
+        )
+        links = ", ".join(dict.fromkeys(map(link, found)))
+        rows.append([f"{pair}, {device}", *map(value, cells), ", ".join(counts), links])
     return "{.wide-cells}\n" + table(head, rows)
 
 
@@ -77,16 +58,14 @@ def more_drafts(runs: list[dict[str, Any]]) -> str:
     """Whether eight drafts emit more than one, by intervals that do not touch."""
     if not runs:
         return "**Not yet measured.**\n"
-    clear = wanted = 0
-    for run in runs:
-        for length in (4, 8):
-            one, many = cell(run, 1, length), cell(run, 8, length)
-            if one and many:
-                wanted += 1
-                clear += one["interval"][1] < many["interval"][0]
-    verdict = "**Holds, with other levels.**" if clear == wanted else "**Holds in part.**"
+    mine = by_pair(runs).values()
+    both = [(cell(r, 1, length), cell(r, 8, length)) for r in mine for length in (4, 8)]
+    both = [(one, many) for one, many in both if one and many]
+    clear = sum(one["interval"][1] < many["interval"][0] for one, many in both)
+    holds = clear == len(both)
+    verdict = "**Holds, with other levels.**" if holds else "**Holds in part.**"
     return (
-        f"{verdict} Eight drafts emit more than one in {clear} of {wanted} recorded settings, by "
+        f"{verdict} Eight drafts emit more than one in {clear} of {len(both)} recorded settings, by "
         "95% intervals that do not touch.\n"
     )
 
@@ -109,7 +88,7 @@ def timed(runs: list[dict[str, Any]]) -> list[Timed]:
     found = []
     for run in runs:
         for k, length in THEIRS:
-            row = cell(run, k, length)
+            row = cell([run], k, length)
             if k and row and row["speed"] and row["steps"]:
                 speed = row["speed"]["ratio"]
                 found.append(Timed(link(run), kind(run), k, length, speed, row["steps"]))
@@ -189,7 +168,7 @@ def rules(runs: list[dict[str, Any]]) -> str:
     for run in runs:
         for length in (4, 8):
             for rule in ("recursive", "traversal", "optimal", "optimal-block"):
-                row = cell(run, 8, length, rule)
+                row = cell([run], 8, length, rule)
                 if row and row["gain"]:
                     low, high = row["gain"]["interval"]
                     gain = f"{row['gain']['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
@@ -314,15 +293,15 @@ def projection(runs: list[dict[str, Any]]) -> str:
     """Recorded block efficiencies on the machine that the paper's Table 1 implies."""
     costs = Costs(**summary("benchmark-decoding")["paper"]["costs"])
     rows = []
-    for run in runs:
+    for mine in by_pair(runs).values():
         for shape in (s for s in THEIRS if s[0]):
-            row = cell(run, *shape)
+            row = cell(mine, *shape)
             if row:
                 cost = costs.turn(*shape)
                 low, high = (f"{end / cost:.2f}" for end in row["interval"])
                 speed = f"{row['block_efficiency'] / cost:.2f} [{low}, {high}]"
                 rows.append(
-                    [link(run), f"{shape[0]} × {shape[1]}", value(row), f"{cost:.2f}", speed]
+                    [link(row), f"{shape[0]} × {shape[1]}", value(row), f"{cost:.2f}", speed]
                 )
     numbers = f"c = {costs.fixed:.3f}, d = {costs.draft:.3f}, s = {costs.score:.4f}"
     fitted = (
@@ -338,10 +317,10 @@ def chains(runs: list[dict[str, Any]]) -> str:
     rows = []
     for run in runs:
         for length in (4, 8):
-            one, eight = cell(run, 1, length), cell(run, 8, length)
-            block = cell(run, 1, length, "block")
-            best = cell(run, 8, length, "optimal-block")
-            if one and eight:
+            one, eight = cell([run], 1, length), cell([run], 8, length)
+            block = cell([run], 1, length, "block")
+            best = cell([run], 8, length, "optimal-block")
+            if one and eight and block:
                 a = acceptance_for(one["block_efficiency"], length)
                 rows.append(
                     [link(run), str(length), f"{a:.2f}", *map(value, (one, block, eight, best))]
