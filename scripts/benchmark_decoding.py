@@ -19,7 +19,6 @@ below, ships in spectr_lite/results/. Nothing here asserts a time.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import statistics
 import sys
@@ -57,7 +56,7 @@ FULL = {
     "prompt_length": 32,
     "new_tokens": 64,
     "warm_up_tokens": 12,
-    "grid": {"num_drafts": [1, 2, 4, 8], "draft_length": [2, 4, 8]},
+    "grid": {"num_drafts": [1, 2, 4, 8], "draft_length": [1, 2, 4, 8]},
     "corner": [8, 8],
     "batches": [1, 8, 32],
     "rules": ["kseq", "optimal", "recursive", "traversal", "multipath-block", "optimal-block"],
@@ -534,15 +533,6 @@ def print_verdicts(summary: dict[str, Any]) -> None:
 # --- one run --------------------------------------------------------------------------------------
 
 
-def weights_sha256(model: torch.nn.Module) -> str:
-    """SHA-256 over the names and bytes of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
-    return digest.hexdigest()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pair", default="bundled")
@@ -599,7 +589,8 @@ def main() -> None:
         "start": start,
         "dtype": config["dtype"],
         "weights_sha256": {
-            "target": weights_sha256(pair.target), "draft": weights_sha256(pair.draft)
+            "target": experiment.weights_sha256(pair.target),
+            "draft": experiment.weights_sha256(pair.draft),
         },
         "prompts": texts.description,
         "prompts_sha256": texts.sha256,

@@ -168,7 +168,8 @@ class Decoder:
             _check_rule(self.rule, num_drafts)
         self.random = torch.Generator(target.device)
         self.state: State | None = None
-        self.graphs = Captured(self.random)
+        waits = any(getattr(model, "waits", False) for model in self.models)
+        self.graphs = Captured(self.random, refused=waits)
         self._text = 0  # how many times `decode` was called: the buffers serve one text at a time
 
     def generate(self, prompts: Sequence[Sequence[int]], **settings: Any) -> Generation:

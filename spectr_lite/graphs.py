@@ -26,13 +26,14 @@ class Captured:
 
     The first call is a step like any other and warms up what libraries set up lazily. While it runs
     torch reports every wait for the device. Where a step waits, or cannot be recorded, steps are run
-    as they are ever after, with one warning: slower, and the same result. `generator` gives the steps
-    their random numbers; a replay goes on where the last one stopped.
+    as they are ever after, with one warning: slower, and the same result; `refused` says so from the
+    start, without one. `generator` gives the steps their random numbers; a replay goes on where the
+    last one stopped.
     """
 
-    def __init__(self, generator: torch.Generator) -> None:
+    def __init__(self, generator: torch.Generator, refused: bool = False) -> None:
         self.generator = generator
-        self.refused = generator.device.type not in DEVICES
+        self.refused = refused or generator.device.type not in DEVICES
         self.forget()
 
     def forget(self) -> None:

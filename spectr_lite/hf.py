@@ -11,10 +11,12 @@ processor is a function of the text so far and of the scores behind it, so every
 tree is processed with its own text, for both models alike. Any draft law would be lossless; this
 one is the likeliest to agree.
 
-Stopping criteria are asked row by row. Refused: beams, processors that remember earlier calls, scores
-and hidden states as output. transformers hands a custom loop neither
-`streamer` nor `stop_strings`; a StopStringCriteria in `stopping_criteria` works. Beyond the context
-a model was made for, `generate` goes on and this loop does not.
+Processors of the scores alone, such as temperature, top-k and top-p, run inside the loop's CUDA
+graph. One that reads the text is asked node by node, as often as the data want: such a call decodes
+without graphs. Stopping criteria are asked row by row. Refused: beams, processors that remember earlier
+calls, scores and hidden states as output. transformers hands a custom loop neither `streamer` nor
+`stop_strings`; a StopStringCriteria in `stopping_criteria` works. Beyond the context a model was
+made for, `generate` goes on and this loop does not.
 
 Needs transformers >= 5.
 """
@@ -142,6 +144,7 @@ class Processed:
         self.config, self.vocab_size, self.device = model.config, model.vocab_size, model.device
         self.prompt_length = mask.sum(1)
         self.longest = int(self.prompt_length.max())
+        self.waits = not all(isinstance(processor, SCORES_ALONE) for processor in processors)
 
     def new_cache(self, batch: int, slots: int) -> TextCache:
         tokens = torch.zeros(batch, slots, dtype=torch.int64, device=self.device)
@@ -158,7 +161,7 @@ class Processed:
         cache.tokens.scatter_(1, slots, tokens)
         if mask.shape[-1] < self.longest:  # a prompt is being read: nobody uses these
             return scores
-        if all(isinstance(processor, SCORES_ALONE) for processor in self.processors):
+        if not self.waits:
             return self._process(self.input_ids, scores.flatten(0, 1)).view_as(scores)
         slot = torch.arange(mask.shape[-1], device=mask.device)
         new = mask & (slot >= self.prompt_length[:, None])[:, None]

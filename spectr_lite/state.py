@@ -27,7 +27,10 @@ SPAN = 128  # attention reads the cache up to a multiple of this
 
 
 class LanguageModel(Protocol):
-    """What the loop asks of a model: a Transformer and a MarkovModel both offer it."""
+    """What the loop asks of a model: a Transformer and a MarkovModel both offer it.
+
+    One whose calls wait for the device has an attribute `waits`, True, and decodes without graphs.
+    """
 
     config: Any  # with .context, the number of positions the model knows
     vocab_size: int
