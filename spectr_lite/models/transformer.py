@@ -105,7 +105,8 @@ def grouped_mask(mask: Tensor, config: TransformerConfig, dtype: torch.dtype) ->
     """From mask (B, N, S) what attention adds to the scores of each key head's queries, once for all
     layers: 0 where it is True, -inf elsewhere; (B, 1, heads / kv_heads * N, S)."""
     added = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
-    if mask.is_cuda:  # rows that begin at multiples of 16, or every layer makes a copy that has them
+    if mask.is_cuda:
+        # Rows at multiples of 16, or else every layer makes a copy that has them.
         added = F.pad(added, (0, -mask.shape[-1] % 16))
     added = added.repeat(1, config.heads // config.kv_heads, 1).unsqueeze(1)
     return added[..., : mask.shape[-1]]
