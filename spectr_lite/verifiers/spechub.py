@@ -39,7 +39,8 @@ class SpecHub(Verifier):
 
     def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         rest, other = self._beside_hub(draft, tokens)
-        return couple_winner(torch.ones_like(at(rest, other)), rest, target, other)
+        law = couple_winner(torch.ones_like(at(rest, other)), rest, target, other)
+        return torch.where(other < 0, target, law)  # the hub was all that the draft can say
 
     def pick(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
