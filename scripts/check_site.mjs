@@ -112,7 +112,7 @@ const report = (where, problems) => {
 async function look(view) {
   const { width, height, colorScheme } = view;
   const context = await browser.newContext({ viewport: { width, height }, colorScheme, reducedMotion: "reduce" });
-  context.setDefaultTimeout(120_000); // a busy machine is slow, not broken
+  context.setDefaultTimeout(600_000); // a busy machine is slow, not broken
   for (const path of pages) {
     const problems = [];
     const page = await context.newPage();
