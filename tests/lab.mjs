@@ -174,17 +174,39 @@ answers.ran = await page.textContent("[data-text=said]");
 // 4. Accessibility, on a screen and on a phone, after use
 answers.axe = [];
 answers.overflow = [];
+answers.overlaps = [];
+function overlaps() {
+  const inner = (e) => { const r = e.getBoundingClientRect(); return { l: r.left + 1, r: r.right - 1, t: r.top + 2, b: r.bottom - 2 }; };
+  return [...document.querySelectorAll("#lab-app svg")].flatMap((svg) => {
+    const words = [...svg.querySelectorAll("text")].filter((e) => e.textContent.trim() && getComputedStyle(e).opacity > 0);
+    const boxes = words.map(inner);
+    return words.flatMap((a, i) => words.slice(i + 1).filter((_, j) => {
+      const [p, q] = [boxes[i], boxes[i + 1 + j]];
+      return p.l < q.r && q.l < p.r && p.t < q.b && q.t < p.b;
+    }).map((b) => `${svg.closest("[data-chart]").dataset.chart}: "${a.textContent}" on "${b.textContent}"`));
+  });
+}
 for (const [width, colorScheme] of [[1280, "light"], [375, "dark"], [375, "light"]]) {
   const p = await open("#preset=zipf&v=8&k=3&rule=undiscounted&seed=1&n=500", { width, colorScheme, touch: width < 500 });
   await p.evaluate(axe);
   answers.axe.push(...(await p.evaluate(async () => (await window.axe.run(document, { runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"] }))
     .violations.flatMap(({ id, nodes }) => nodes.map((n) => `${id}: ${n.target.join(" ")}`)))));
+  answers.overlaps.push(...(await p.evaluate(overlaps)));
   answers.overflow.push(await p.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth));
   if (width < 500) {
     // a finger on the bar's column sets it
     const column = await p.locator(".bar.of-draft .column").first().boundingBox();
     await p.touchscreen.tap(column.x + column.width / 2, column.y + 60);
     answers.tapped = await law(p, "draft");
+    // and on its handle drags it, while the page stays where it is
+    const handle = await p.locator(".bar.of-target .handle").nth(1).boundingBox();
+    const [x, y] = [handle.x + handle.width / 2, handle.y + handle.height / 2];
+    const finger = await p.context().newCDPSession(p);
+    const touch = (type, ...touchPoints) => finger.send("Input.dispatchTouchEvent", { type, touchPoints });
+    await touch("touchStart", { x, y });
+    for (const dy of [10, 20, 30, 40]) await touch("touchMove", { x, y: y - dy });
+    await touch("touchEnd");
+    answers.touched = { target: await law(p, "target"), hash: await hash(p), scrolled: await p.evaluate(() => scrollY) };
   }
 }
 answers.errors = errors;

@@ -215,6 +215,10 @@ def test_pointer_drags_a_bar(lab):
 
 def test_finger_sets_a_bar(lab):
     assert lab["tapped"][0] > 0.2 and abs(sum(lab["tapped"]) - 1) < 1e-3
+    # A finger on a handle drags the bar, and the page does not scroll under it.
+    touched = lab["touched"]
+    assert touched["target"][1] > 0.25 and abs(sum(touched["target"]) - 1) < 1e-3
+    assert touched["hash"].startswith("#p=") and touched["scrolled"] == 0
 
 
 def test_address_holds_the_state(lab):
@@ -263,6 +267,7 @@ def test_page_is_clean(lab):
     assert lab["errors"] == []
     assert lab["axe"] == []
     assert lab["overflow"] == [0, 0, 0]
+    assert lab["overlaps"] == []  # no word of a chart on another
 
 
 def test_palette_is_the_books():
