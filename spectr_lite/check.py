@@ -1,13 +1,10 @@
 """Two questions about a selection rule: how far from the optimum is it, and is it lossless?
 
     compare(draft, target)                a table: acceptance, optimum, gap, TV of the output law
-    lossless(verifier, draft, target, k) a verdict, by enumeration and by sampling
+    lossless(verifier, draft, target, k)  a verdict, by enumeration and by sampling
 
-A rule is a name, a `Verifier` or its class, or anything else that has
-    acceptance(draft, target, k)                -> P(Y in S)
-    select(draft, target, tokens, generator)    -> token ids (n,), or a Selection; tokens is (n, k)
-and, if it can, output_distribution(draft, target, k) -> (V,). Such a rule is given one pair of shape
-(V,) at a time, in float64, as NumPy arrays unless the caller passed torch tensors.
+A rule is a name, a `Verifier` or its class, or anything else with `acceptance` and `select`:
+verifiers/asked.py says what they are given and must answer.
 """
 
 from __future__ import annotations
@@ -25,17 +22,17 @@ from scipy import stats
 from torch import Tensor
 
 from spectr_lite import verifiers as rules
-from spectr_lite.distributions import ArrayLike, as_generator, check_count, check_pair
+from spectr_lite.distributions import MOST_DRAFTS, ArrayLike, as_generator, check_count, check_pair
 from spectr_lite.laws import DraftLaw
 from spectr_lite.stats import chi_square
 from spectr_lite.transport import optimal_acceptance
-from spectr_lite.verifiers import Verifier
+from spectr_lite.verifiers.asked import Asked
 from spectr_lite.verifiers.tree import TreeVerifier
 
 EXACT_LIMIT = 2_000_000  # pairs x V^(k+1) up to which the output law is enumerated
 EXACT_TOLERANCE = 1e-9  # total variation that rounding may leave in an enumerated law
 FALSE_ALARM = 1e-6  # how often one test of samples calls a lossless rule biased
-CHUNK = 2_000_000  # numbers (rows x V) in one call of `select`
+CHUNK = 2_000_000  # numbers (rows x V, rows x k) in one call of `select`
 
 
 @dataclass(frozen=True)
@@ -208,9 +205,13 @@ def compare(
     unknown rule, or a rule that is defined for none of `ks`.
     """
     pairs = _Pairs.of(draft, target)
-    ks = [check_count(k, "k") for k in (ks if isinstance(ks, Sequence | np.ndarray) else [ks])]
-    listed = token_rules() if verifiers is None else _listed(verifiers)
-    chosen = [_Rule.of(rule, pairs.is_torch) for rule in listed]
+    ks = [
+        check_count(k, "k", most=MOST_DRAFTS)
+        for k in (ks if isinstance(ks, Sequence | np.ndarray) else [ks])
+    ]
+    listed = token_rules() if verifiers is None else verifiers
+    listed = listed if isinstance(listed, list | tuple) else [listed]  # one rule alone
+    chosen = [Asked.of(rule, pairs.is_torch) for rule in listed]
     optima: dict[tuple[DraftLaw, int], float] = {}
     rows = []
     for rule in chosen:
@@ -223,20 +224,13 @@ def compare(
             if (rule.law, k) not in optima:
                 optimum = optimal_acceptance(pairs.draft, pairs.target, k, law=rule.law)
                 optima[rule.law, k] = float(optimum.mean())
-            optimum = optima[rule.law, k]
-            acceptance = pairs.mean(lambda p, q, rule=rule, k=k: rule.acceptance(p, q, k))
-            known = acceptance is not None
-            rows.append(
-                Row(
-                    rule.name,
-                    k,
-                    acceptance,
-                    optimum,
-                    optimum - acceptance if known else None,
-                    (acceptance / optimum if optimum > 0 else 1.0) if known else None,
-                    _exact_error(rule, pairs, k),
-                )
-            )
+            optimum, acceptance = optima[rule.law, k], _acceptance(rule, pairs, k)
+            gap = ratio = None
+            if acceptance is not None:
+                gap, ratio = optimum - acceptance, acceptance / optimum if optimum > 0 else 1.0
+            claimed = _claimed_laws(rule, pairs, k)
+            error = None if claimed is None else _largest_error(claimed, pairs)
+            rows.append(Row(rule.name, k, acceptance, optimum, gap, ratio, error))
     return Comparison(tuple(rows), len(pairs.draft), pairs.draft.shape[-1])
 
 
@@ -258,21 +252,22 @@ def lossless(
     Raises ValueError for bad distributions, k < 1, a rule not defined for k, or too few samples.
     """
     pairs = _Pairs.of(draft, target)
-    k = check_count(k, "k")
-    rule = _Rule.of(verifier, pairs.is_torch)
+    k = check_count(k, "k", most=MOST_DRAFTS)
+    rule = Asked.of(verifier, pairs.is_torch)
     if not rule.takes(k):
         raise ValueError(f"k: {rule.name!r} is not defined for k={k}.")
     count, vocabulary = pairs.draft.shape
     if samples is None:
-        samples = min(200_000, max(2_000, 200_000_000 // vocabulary))
+        samples = min(200_000, max(2_000, 200_000_000 // max(vocabulary, k)))
     per_pair = check_count(samples, "samples", least=count) // count
     source = as_generator(generator, torch.device("cpu"))
+    at_once = max(1, CHUNK // max(vocabulary, k))
 
     counts = np.zeros((count, vocabulary), dtype=np.int64)
     hits = 0
     for row, (p, q) in enumerate(pairs):
-        for start in range(0, per_pair, max(1, CHUNK // vocabulary)):
-            size = min(max(1, CHUNK // vocabulary), per_pair - start)
+        for start in range(0, per_pair, at_once):
+            size = min(at_once, per_pair - start)
             tokens = rule.law.sample(p.expand(size, -1), k, source)
             chosen = rule.select(p, q, tokens, source)
             counts[row] += np.bincount(chosen, minlength=vocabulary)
@@ -307,7 +302,7 @@ def lossless(
         noise=float(np.sqrt(wanted * (1 - wanted) / (2 * np.pi * counts.sum())).sum()),
         p_value=p_value,
         agreement=agreement,
-        acceptance=pairs.mean(lambda p, q: rule.acceptance(p, q, k)),
+        acceptance=_acceptance(rule, pairs, k),
         sampled_acceptance=hits / int(counts.sum()),
         samples=int(counts.sum()),
         false_alarm=FALSE_ALARM,
@@ -323,10 +318,7 @@ def token_rules() -> tuple[str, ...]:
 
 def is_defined(verifier: Any, k: int) -> bool:
     """Whether the rule takes k drafts. Only a Verifier can say no: 'coupling' takes one."""
-    return _Rule.of(verifier, speaks_torch=True).takes(k)
-
-
-# --- pairs and rules ---
+    return Asked.of(verifier, speaks_torch=True).takes(k)
 
 
 @dataclass(frozen=True)
@@ -352,130 +344,17 @@ class _Pairs:
     def __iter__(self):
         return zip(self.draft, self.target, strict=True)
 
-    def mean(self, measure) -> float | None:
-        """The mean of `measure(draft, target)`; None when any pair has none."""
-        values = [measure(p, q) for p, q in self]
-        return None if None in values else float(np.mean(values))
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """A rule of any kind, asked in one way."""
-
-    rule: Any
-    name: str
-    law: DraftLaw
-    speaks_torch: bool
-
-    @classmethod
-    def of(cls, verifier: Any, speaks_torch: bool) -> _Rule:
-        rule = rules.get(verifier) if isinstance(verifier, str) else verifier
-        if isinstance(rule, type):
-            try:
-                rule = rule()
-            except TypeError as error:
-                raise TypeError(
-                    f"verifier: {verifier.__qualname__} cannot be made without arguments ({error}). "
-                    "Pass an instance."
-                ) from error
-        for method in ("acceptance", "select"):
-            if not callable(getattr(rule, method, None)):
-                raise TypeError(
-                    f"verifier: {rule!r} has no method {method!r}. Pass a rule's name "
-                    f"({', '.join(rules.names())}), a Verifier, or an object with acceptance and select."
-                )
-        name = getattr(rule, "name", None)
-        if not isinstance(name, str) or name == Verifier.name:
-            name = type(rule).__name__
-        law = getattr(rule, "default_law", None)
-        law = law if isinstance(law, DraftLaw) else Verifier.default_law
-        return cls(rule, name, law, speaks_torch)
-
-    @property
-    def ours(self) -> bool:
-        return isinstance(self.rule, Verifier)
-
-    def takes(self, k: int) -> bool:
-        """Whether the rule is defined for k drafts; only a Verifier can say no."""
-        if self.ours:
-            try:
-                self.rule.check_drafts(k)
-            except ValueError:
-                return False
-        return True
-
-    def acceptance(self, draft: Tensor, target: Tensor, k: int) -> float | None:
-        if self.ours:
-            try:
-                return float(self.rule.acceptance(draft, target, k))
-            except ValueError:
-                # The input is checked by now: what is left is a law too large to enumerate.
-                return None
-        return float(np.asarray(self._ask("acceptance", draft, target, k)))
-
-    def law_of_output(self, draft: Tensor, target: Tensor, k: int) -> np.ndarray | None:
-        if self.ours:
-            return self.rule.output_distribution(draft, target, k).numpy()
-        if not callable(getattr(self.rule, "output_distribution", None)):
-            return None
-        law = np.asarray(self._ask("output_distribution", draft, target, k), dtype=np.float64)
-        if law.shape != tuple(draft.shape):
-            raise ValueError(
-                f"verifier: {self.name}.output_distribution has shape {law.shape} for {len(draft)} "
-                f"tokens. It must be ({len(draft)},)."
-            )
-        return law
-
-    def select(
-        self, draft: Tensor, target: Tensor, tokens: Tensor, source: torch.Generator
-    ) -> np.ndarray:
-        """The tokens (n,) that the rule selects for drafted `tokens` (n, k)."""
-        if self.ours:
-            # A law without replacement may run out of tokens; only the hook knows dead drafts (-1).
-            if (tokens < 0).any():
-                return self.rule.pick(draft, target, tokens, source).numpy()
-            return self.rule.select(draft, target, tokens, source).token.numpy()
-        if self.speaks_torch:
-            answer = self._ask("select", draft, target, tokens, source)
-        else:
-            seed = int(torch.randint(2**62, (), generator=source))
-            theirs = np.random.default_rng(seed)
-            answer = self._ask("select", draft, target, tokens.numpy(), theirs)
-        chosen = np.asarray(getattr(answer, "token", answer))
-        if chosen.shape != (len(tokens),) or not np.issubdtype(chosen.dtype, np.integer):
-            raise ValueError(
-                f"verifier: {self.name}.select answered {chosen.dtype} of shape {chosen.shape} for "
-                f"{len(tokens)} rows of drafts. It must give one token id per row, shape "
-                f"({len(tokens)},)."
-            )
-        if chosen.min() < 0 or chosen.max() >= len(draft):
-            wrong = chosen[(chosen < 0) | (chosen >= len(draft))][0]
-            raise ValueError(
-                f"verifier: {self.name}.select answered token {wrong}; the vocabulary has ids 0 to "
-                f"{len(draft) - 1}."
-            )
-        return chosen
-
-    def _ask(self, method: str, draft: Tensor, target: Tensor, *rest: Any) -> Any:
-        """A stranger's method, with its exceptions named."""
-        pair = (draft, target) if self.speaks_torch else (draft.numpy(), target.numpy())
-        try:
-            return getattr(self.rule, method)(*pair, *rest)
-        except Exception as error:
-            raise RuntimeError(
-                f"verifier: {self.name}.{method} raised {type(error).__name__}: {error}"
-            ) from error
-
-
-def _listed(verifiers: Any) -> Sequence[Any]:
-    """One rule alone stands for a list of one."""
-    return verifiers if isinstance(verifiers, list | tuple) else [verifiers]
-
 
 # --- exact and sampled errors ---
 
 
-def _claimed_laws(rule: _Rule, pairs: _Pairs, k: int) -> np.ndarray | None:
+def _acceptance(rule: Asked, pairs: _Pairs, k: int) -> float | None:
+    """The mean over the pairs; None when any has none."""
+    values = [rule.acceptance(p, q, k) for p, q in pairs]
+    return None if None in values else float(np.mean(values))
+
+
+def _claimed_laws(rule: Asked, pairs: _Pairs, k: int) -> np.ndarray | None:
     """The rule's own law of Y for every pair, (n, V); None where it has none, or it is too large."""
     count, vocabulary = pairs.draft.shape
     if count * vocabulary ** (k + 1) > EXACT_LIMIT:
@@ -486,11 +365,6 @@ def _claimed_laws(rule: _Rule, pairs: _Pairs, k: int) -> np.ndarray | None:
 
 def _largest_error(laws: np.ndarray, pairs: _Pairs) -> float:
     return float(np.abs(laws - pairs.target.numpy()).sum(-1).max() / 2)
-
-
-def _exact_error(rule: _Rule, pairs: _Pairs, k: int) -> float | None:
-    laws = _claimed_laws(rule, pairs, k)
-    return None if laws is None else _largest_error(laws, pairs)
 
 
 def _p_value(counts: np.ndarray, law: np.ndarray) -> float:

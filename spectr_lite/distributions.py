@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MOST_DRAFTS = 1_000_000
 ArrayLike = Any  # a NumPy array, a torch tensor, or nested lists of numbers
 
 
@@ -121,14 +122,16 @@ def check_pair(draft: ArrayLike, target: ArrayLike) -> Pair:
     return Pair(checked_draft, checked_target, is_torch)
 
 
-def check_count(value: int, name: str, least: int = 1) -> int:
-    """`value` as an int of at least `least`; TypeError or ValueError otherwise."""
+def check_count(value: int, name: str, least: int = 1, most: int = 2**63 - 1) -> int:
+    """`value` as an int from `least` to `most`; TypeError or ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(
             f"{name}: expected a whole number, found {value!r} ({type(value).__name__})."
         )
     if value < least:
         raise ValueError(f"{name}: found {value}. It must be at least {least}.")
+    if value > most:
+        raise ValueError(f"{name}: found {value}. It must be at most {most:,}.")
     return int(value)
 
 
@@ -149,7 +152,7 @@ def as_generator(
     elif isinstance(generator, np.random.Generator):
         fresh.manual_seed(int(generator.integers(2**63 - 1)))
     elif isinstance(generator, int | np.integer) and not isinstance(generator, bool):
-        fresh.manual_seed(int(generator))
+        fresh.manual_seed(int(generator) % 2**64)
     else:
         raise TypeError(
             f"generator: expected None, a seed, numpy.random.Generator or torch.Generator, "

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ from torch import Tensor
 from spectr_lite.distributions import check_count, sample
 
 ENUMERATION_LIMIT = 5_000_000  # tuples x vocabulary: 40 MB in float64
+
+
+class TooManyTuples(ValueError):
+    """An enumeration would need more numbers than its limit allows."""
 
 
 class DraftLaw(ABC):
@@ -34,7 +39,7 @@ class DraftLaw(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Every tuple (N, k) and its probability (N,), for one tiny draft of shape (V,).
 
-        Raises ValueError when N V exceeds `limit`.
+        Raises TooManyTuples, a ValueError, when N V exceeds `limit`.
         """
 
     @abstractmethod
@@ -58,10 +63,15 @@ def tail_mass(ordered: Tensor) -> Tensor:
     return torch.cat([backwards[..., 1:], torch.zeros_like(backwards[..., :1])], -1)
 
 
+def spelled(count: int) -> str:
+    """1,234,567; or 10^1234 for what no one would read, and Python would not print."""
+    return f"{count:,}" if count < 1e15 else f"10^{math.log10(count):.0f}"
+
+
 def _check_enumeration(tuples: int, vocabulary: int, limit: int) -> None:
     if tuples * vocabulary > limit:
-        raise ValueError(
-            f"k: enumeration needs {tuples:,} tuples x {vocabulary} tokens, more than "
+        raise TooManyTuples(
+            f"k: enumeration needs {spelled(tuples)} tuples x {vocabulary} tokens, more than "
             f"{limit:,} numbers. Use a smaller vocabulary or fewer drafts, or sample."
         )
 

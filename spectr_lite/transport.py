@@ -23,8 +23,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from spectr_lite.distributions import ArrayLike, check_count, check_pair
-from spectr_lite.laws import IID, DraftLaw
+from spectr_lite.distributions import MOST_DRAFTS, ArrayLike, check_count, check_pair
+from spectr_lite.laws import IID, DraftLaw, spelled
 
 # Peak memory of cvxpy, HiGHS and the answer, fitted from above to what scripts/benchmark_transport.py
 # measured: 1.1 kB per variable in literal programs, 24 B for each of the plan's V^(k+1) cells, and
@@ -33,6 +33,7 @@ LP_BYTES_PER_VARIABLE = 1_200
 LP_BYTES_PER_CELL = 24
 LP_BYTES_PER_DRAFT = 32
 LP_BYTES_LIMIT = 4 * 2**30
+MOST_AXES = 64  # of a NumPy array
 
 Formulation = Literal["reduced", "literal"]
 
@@ -61,7 +62,7 @@ def lp_size(vocabulary: int, k: int, formulation: Formulation = "reduced") -> in
     each of its distinct members: sum_d d C(V, d) C(k - 1, d - 1).
     """
     check_count(vocabulary, "vocabulary")
-    check_count(k, "k")
+    check_count(k, "k", most=MOST_DRAFTS)
     if formulation == "literal":
         return vocabulary ** (k + 1)
     return sum(
@@ -96,7 +97,7 @@ def solve_lp(
     would need more than LP_BYTES_LIMIT bytes.
     """
     pair = check_pair(draft, target)
-    k = check_count(k, "k")
+    k = check_count(k, "k", most=MOST_DRAFTS)
     if formulation not in ("reduced", "literal"):
         raise ValueError(f"formulation: found {formulation!r}. Use 'reduced' or 'literal'.")
     if pair.draft.ndim != 1:
@@ -107,12 +108,13 @@ def solve_lp(
     p, q = pair.draft.double().cpu(), pair.target.double().cpu().numpy()
     vocabulary = len(q)
     needed = lp_bytes(vocabulary, k, formulation)
-    if needed > LP_BYTES_LIMIT:
+    if needed > LP_BYTES_LIMIT or k >= MOST_AXES:
         raise ValueError(
             f"k: V={vocabulary} and k={k} make a {formulation} program of "
-            f"{lp_size(vocabulary, k, formulation):,} variables, about {needed / 2**30:,.1f} GiB; the "
-            f"limit is {LP_BYTES_LIMIT / 2**30:.0f} GiB. optimal_acceptance gives the same optimum at "
-            "any size."
+            f"{spelled(lp_size(vocabulary, k, formulation))} variables, about "
+            f"{spelled(needed // 2**30)} GiB, and a plan of {k + 1} axes; the limit is "
+            f"{LP_BYTES_LIMIT // 2**30} GiB, and {MOST_AXES} axes. optimal_acceptance gives the same "
+            "optimum at any size."
         )
     drawn, mass = (law or IID()).tuples(p, k, limit=LP_BYTES_LIMIT // LP_BYTES_PER_CELL)
     tuples, weights = drawn.numpy(), mass.numpy()
@@ -127,26 +129,17 @@ def solve_lp(
         node_of = node_of.reshape(-1)
         supply = np.bincount(node_of, weights, minlength=len(nodes))
         row, column = _members(nodes)
-        flow, cut = _max_flow(supply, q, row, column)
-        share = np.zeros((len(nodes), vocabulary))
-        share[row, column] = flow
+        share, cut = _solve(supply, q, row, column, np.ones(len(row)), complete=False)
         share = _complete(share, supply, q)
-        per_node = share / np.where(supply > 0, supply, 1)[:, None]
-        joint = weights[:, None] * per_node[node_of]
-        variables = len(row)
+        joint = weights[:, None] * (share / np.where(supply > 0, supply, 1)[:, None])[node_of]
     else:
-        row, column = (
-            index.reshape(-1) for index in np.indices((len(tuples), vocabulary), dtype=np.intp)
-        )
-        member = np.zeros((len(tuples), vocabulary + 1), dtype=bool)
-        member[np.arange(len(tuples))[:, None], tuples] = True
-        flow, cut = _literal(weights, q, row, column, member[:, :-1].reshape(-1))
-        joint = flow.reshape(len(tuples), vocabulary)
-        variables = len(row)
+        row, column = (index.reshape(-1) for index in np.indices((len(tuples), vocabulary)))
+        member = (tuples[:, :, None] == np.arange(vocabulary)).any(1).reshape(-1)
+        joint, cut = _solve(weights, q, row, column, member.astype(float), complete=True)
     plan = np.zeros((vocabulary,) * (k + 1))
     plan[tuple(tuples.T)] = joint
     inside = joint[_members(np.sort(tuples, axis=1))].sum()
-    return LPResult(float(inside), plan, cut, variables)
+    return LPResult(float(inside), plan, cut, len(row))
 
 
 def optimal_acceptance(
@@ -194,56 +187,30 @@ def _members(nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return row, nodes[row, position]
 
 
-def _incidence(row: np.ndarray, column: np.ndarray, rows: int, columns: int):
-    """Sparse matrices that sum a flow per tuple and per token."""
-    edges, ones = np.arange(len(row)), np.ones(len(row))
-    per_tuple = sp.csr_array((ones, (row, edges)), shape=(rows, len(row)))
-    per_token = sp.csr_array((ones, (column, edges)), shape=(columns, len(row)))
-    return per_tuple, per_token
-
-
-def _max_flow(
-    supply: np.ndarray, demand: np.ndarray, row: np.ndarray, column: np.ndarray
-) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Maximise the flow from tuples to their own tokens; also the tokens on the cut."""
-    import cvxpy as cp
-
-    per_tuple, per_token = _incidence(row, column, len(supply), len(demand))
-    flow = cp.Variable(len(row), nonneg=True)
-    token_limit = per_token @ flow <= demand
-    problem = cp.Problem(cp.Maximize(cp.sum(flow)), [per_tuple @ flow <= supply, token_limit])
-    _solve(problem)
-    # A vertex of the dual is 0 or 1: a token is in A when its capacity is what limits the flow.
-    cut = tuple(np.flatnonzero(token_limit.dual_value > 0.5).tolist())
-    return np.clip(flow.value, 0, None), cut
-
-
-def _literal(
+def _solve(
     supply: np.ndarray,
     demand: np.ndarray,
     row: np.ndarray,
     column: np.ndarray,
-    member: np.ndarray,
+    worth: np.ndarray,
+    complete: bool,
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The program as the paper states it: every (x, y) has a variable, both marginals are equalities."""
+    """The flow of most worth from `row` tuples to `column` tokens, (tuples, V); and the cut's tokens.
+
+    `complete`: all mass must flow, as the paper states the program; otherwise at most all of it.
+    """
     import cvxpy as cp
 
-    per_tuple, per_token = _incidence(row, column, len(supply), len(demand))
-    joint = cp.Variable(len(row), nonneg=True)
-    token_marginal = per_token @ joint == demand
-    problem = cp.Problem(
-        cp.Maximize(member.astype(float) @ joint), [per_tuple @ joint == supply, token_marginal]
+    # Sparse matrices that sum a flow per tuple and per token.
+    edges, ones = np.arange(len(row)), np.ones(len(row))
+    per_tuple = sp.csr_array((ones, (row, edges)), shape=(len(supply), len(row)))
+    per_token = sp.csr_array((ones, (column, edges)), shape=(len(demand), len(row)))
+    flow = cp.Variable(len(row), nonneg=True)
+    sent, received = per_tuple @ flow, per_token @ flow
+    limits = (
+        [sent == supply, received == demand] if complete else [sent <= supply, received <= demand]
     )
-    _solve(problem)
-    # Equality duals are fixed up to a constant, and cut tokens lie one above the others.
-    price = token_marginal.dual_value
-    cut = tuple(np.flatnonzero(price - price.min() > 0.5).tolist()) if np.ptp(price) > 0.5 else ()
-    return np.clip(joint.value, 0, None), cut
-
-
-def _solve(problem) -> None:
-    import cvxpy as cp
-
+    problem = cp.Problem(cp.Maximize(worth @ flow), limits)
     # The tightest HiGHS takes. Its default of 1e-7 is more than many a tuple's probability.
     tolerances = dict.fromkeys(
         ("primal_feasibility_tolerance", "dual_feasibility_tolerance"), 1e-10
@@ -252,8 +219,16 @@ def _solve(problem) -> None:
     for presolve in ("on", "off"):
         problem.solve(solver=cp.HIGHS, presolve=presolve, **tolerances)
         if problem.status == cp.OPTIMAL:
-            return
-    raise RuntimeError(f"HiGHS stopped with status {problem.status!r} instead of an optimum.")
+            break
+    else:
+        raise RuntimeError(f"HiGHS stopped with status {problem.status!r} instead of an optimum.")
+    # A vertex of the dual is 0 or 1: a token is in A when its capacity is what limits the flow.
+    # The duals of equalities are fixed up to a constant, and cut tokens lie one above the others.
+    price = limits[1].dual_value
+    cut = np.flatnonzero(price - (price.min() if complete else 0) > 0.5)
+    share = np.zeros((len(supply), len(demand)))
+    share[row, column] = np.clip(flow.value, 0, None)
+    return share, tuple(cut.tolist())
 
 
 def _complete(share: np.ndarray, supply: np.ndarray, demand: np.ndarray) -> np.ndarray:

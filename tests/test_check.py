@@ -368,6 +368,26 @@ class WrongLaw(KeepFirst):
         return target[:2]
 
 
+class RaggedTokens(KeepFirst):
+    def select(self, draft, target, tokens, generator):
+        return [[0], [1, 2]]
+
+
+class NoNumber(KeepFirst):
+    def acceptance(self, draft, target, k):
+        return "most of them"
+
+
+class Unmakeable(KeepFirst):
+    def __init__(self):
+        raise RuntimeError("no model loaded")
+
+
+class Buggy(Verifier):
+    def conditional(self, draft, target, tokens):
+        return draft.no_such_attribute
+
+
 @pytest.mark.parametrize(
     ("rule", "error", "message"),
     [
@@ -383,6 +403,10 @@ class WrongLaw(KeepFirst):
         ),
         (Floats, ValueError, r"verifier: .*\.select answered float64"),
         (OutOfRange, ValueError, r"verifier: .*\.select answered token [5-7].*ids 0 to 4"),
+        (RaggedTokens, ValueError, r"verifier: .*\.select answered list for 100 rows"),
+        (NoNumber, ValueError, r"verifier: .*\.acceptance answered 'most of them'"),
+        (Unmakeable, TypeError, r"verifier: Unmakeable cannot be made .*\(no model loaded\)"),
+        (Buggy, RuntimeError, r"verifier: Buggy\.select raised AttributeError"),
         (WrongLaw, ValueError, r"verifier: .*output_distribution has shape \(2,\).*\(5,\)"),
     ],
 )
@@ -397,12 +421,15 @@ def test_other_bad_arguments():
         compare(draft, target, ks=(2, 0))
     with pytest.raises(ValueError, match=r"k: found 0"):
         lossless("kseq", draft, target, 0)
+    with pytest.raises(ValueError, match=r"k: found 10{20}\. It must be at most 1,000,000"):
+        compare(draft, target, ks=[10**20])
     with pytest.raises(TypeError, match=r"k: expected a whole number, found 1\.5"):
         compare(draft, target, ks=[1.5])
     with pytest.raises(ValueError, match=r"verifiers: 'coupling' is not defined for k in \[2, 4\]"):
         compare(draft, target, ks=(2, 4), verifiers=["coupling"])
     with pytest.raises(ValueError, match=r"k: 'coupling' is not defined for k=2"):
         lossless("coupling", draft, target, 2)
+    assert lossless("kseq", draft, target, 2, samples=9, generator=10**20).samples == 9
     with pytest.raises(ValueError, match=r"samples: found 0"):
         lossless("kseq", draft, target, 2, samples=0)
     with pytest.raises(ValueError, match=r"target: entry \[0\] is -0\.5"):

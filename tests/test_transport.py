@@ -253,6 +253,10 @@ def test_a_program_too_large_is_refused_with_its_size():
     assert lp_bytes(50, 4, "literal") > transport.LP_BYTES_LIMIT
     with pytest.raises(ValueError, match="GiB"):
         solve_lp(draft, target, 7)
+    with pytest.raises(ValueError, match=r"about 10\^\d+ GiB"):
+        solve_lp(draft, target, 10_000, "literal")
+    with pytest.raises(ValueError, match=r"a plan of 101 axes; .* 64 axes"):
+        solve_lp([1.0], [1.0], 100)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spectr_lite.distributions import (
+    MOST_DRAFTS,
     ArrayLike,
     as_generator,
     check_count,
@@ -176,7 +177,7 @@ class Verifier(ABC):
 
     def check_drafts(self, k: int) -> int:
         """k as an int, if the rule is defined for so many drafts."""
-        k = check_count(k, "k")
+        k = check_count(k, "k", most=MOST_DRAFTS)
         if self.only_k not in (None, k):
             raise ValueError(
                 f"k: {self.name!r} is defined for k={self.only_k} only, found {k}. 'kseq', 'optimal' "
