@@ -16,10 +16,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from spectr_lite import models, plotting
+from spectr_lite.reproduce.recorded import summary, table
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "book" / "_generated"
-SUMMARIES = ROOT / "spectr_lite" / "results"
 DATA = models.DATA
 ABOUT = {  # pair: target, draft, licence, where from
     "bundled": ("our own", "our own, distilled", "CC0-1.0", "in the package"),
@@ -40,28 +40,18 @@ ABOUT = {  # pair: target, draft, licence, where from
 }
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
 def millions(count: float) -> str:
     if not count:
         return "none"
     return f"{count / 1e6:.1f} M" if count < 2e7 else f"{count / 1e6:.0f} M"
 
 
-def read_summary(name: str) -> dict | None:
-    path = SUMMARIES / f"{name}.json"
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
-
-
 def pairs() -> str:
     """Which pairs there are: their sizes, licences and sources."""
-    measured = read_summary("models")
+    measured = summary("models")
     rows = []
     for name, (target, draft, licence, where) in ABOUT.items():
-        entry = measured["pairs"].get(name) if measured else None
+        entry = measured.get("pairs", {}).get(name)
         if entry:
             size = entry["parameters"]
             target += f", {millions(size['target'])}, {size['vocabulary']:,} tokens"
@@ -72,8 +62,8 @@ def pairs() -> str:
 
 def quality() -> str:
     """The same held-out text for all pairs."""
-    measured = read_summary("models")
-    if measured is None:
+    measured = summary("models")
+    if "pairs" not in measured:
         return "*Not recorded yet: `python scripts/measure_models.py --run-id ID`.*\n"
 
     def cell(entry: dict, role: str, key: str, digits: int) -> str:
@@ -98,8 +88,8 @@ def quality() -> str:
 
 def smollm2_drafts() -> str:
     """Acceptance against cost, on text that SmolLM2 wrote."""
-    found = read_summary("smollm2-drafts")
-    if found is None:
+    found = summary("smollm2-drafts")
+    if "drafts" not in found:
         return "*Not recorded yet: `python scripts/compare_smollm2_drafts.py --run-id ID`.*\n"
     rows = []
     for entry in sorted(found["drafts"], key=lambda entry: entry["cost"]):

@@ -233,8 +233,10 @@ def card(runs: list[dict[str, Any]]) -> str:
         + "[The table](../notebooks/09-the-reproduction.ipynb)"
     )
     full = [run for run in runs if run["prompts"] >= 1000 and len(run["seeds"]) >= 3]
-    sizes = "; ".join(f"{run['prompts']} × {len(run['seeds'])} in {link(run)}" for run in runs)
-    setup = "**Yes**" if full else "**In part.** One command has the paper's size"
+    sizes = "; ".join(f"{run['prompts']:,} × {len(run['seeds'])} in {link(run)}" for run in runs)
+    setup = "**In part**: one command has the paper's size"
+    if full:
+        setup = f"**Yes**, in {', '.join(map(link, full))}; more settings on fewer prompts"
     hardware = sorted({run["device"] for run in runs})
     rows = [
         ["Research type", f"Experimental: {ratios} times as fast", research],
@@ -253,8 +255,8 @@ def card(runs: list[dict[str, Any]]) -> str:
         [
             "Open models and data",
             "In part: LM1B is open, PaLM 2 is not",
-            "**Yes**: [every pair](models.md) is open, two of them measured "
-            f"({', '.join(sorted({run['pair'] for run in runs})) or 'none'}). Text in the public "
+            "**Yes**: [every pair](models.md) is open; measured are "
+            f"{', '.join(sorted({run['pair'] for run in runs})) or 'none'}. Text in the public "
             "domain; [LM1B](repo:spectr_lite/prompts.py) can be asked for where the hub is reachable",
         ],
         [
