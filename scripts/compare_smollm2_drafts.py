@@ -141,7 +141,7 @@ def record(run_id: str, device: str) -> None:
         line = {"text": text, "row": row, "places": len(goal), "drafts": {}}
         for name, draft in drafts.items():
             line["drafts"][name] = measure(draft(tokens)[0, first:].softmax(-1), goal)
-        run.append("records.jsonl", rounded(line))
+        run.append("records.jsonl", experiment.rounded(line))
         left = (len(todo) - done) * (time.monotonic() - began) / done / 60
         print(f"\rrow {done} of {len(todo)}, {left:.1f} minutes left ", end="", flush=True)
     print()
@@ -155,7 +155,9 @@ def record(run_id: str, device: str) -> None:
         }
         for name, model in models.items()
     }
-    run.append("records.jsonl", rounded({"load_average": os.getloadavg()[0], "costs": costs}))
+    run.append(
+        "records.jsonl", experiment.rounded({"load_average": os.getloadavg()[0], "costs": costs})
+    )
     run.log_session(session | {"end": experiment.now()})
 
 
@@ -225,17 +227,10 @@ def write_summary() -> Path:
         path.parent.name: json.loads(path.read_text())["sessions"][-1]["start"]
         for path in RESULTS.glob("*/env.json")
     }
-    SUMMARY.write_text(json.dumps(rounded(summary(max(runs, key=runs.get))), indent=1) + "\n")
+    SUMMARY.write_text(
+        json.dumps(experiment.rounded(summary(max(runs, key=runs.get))), indent=1) + "\n"
+    )
     return SUMMARY
-
-
-def rounded(value: object) -> object:
-    """Six digits: what a last bit of another processor may change is not in the file."""
-    if isinstance(value, dict):
-        return {key: rounded(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [rounded(part) for part in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def main() -> None:

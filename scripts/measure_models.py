@@ -124,17 +124,8 @@ def write_summary() -> Path:
         for path in RESULTS.glob("*/env.json")
     }
     content = summary(max(starts, key=starts.__getitem__))
-    SUMMARY.write_text(json.dumps(rounded(content), indent=1) + "\n", encoding="utf-8")
+    SUMMARY.write_text(json.dumps(experiment.rounded(content), indent=1) + "\n", encoding="utf-8")
     return SUMMARY
-
-
-def rounded(value: object) -> object:
-    """Six digits: what a last bit of another processor may change is not in the file."""
-    if isinstance(value, dict):
-        return {key: rounded(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [rounded(part) for part in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def main() -> None:

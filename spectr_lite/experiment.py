@@ -19,13 +19,14 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 Record = dict[str, Any]
+Item = TypeVar("Item")
 
 
 def now() -> str:
@@ -115,6 +116,15 @@ def _replace(path: Path, content: bytes) -> None:
     fresh = path.with_name(path.name + f".{os.getpid()}.new")
     fresh.write_bytes(content)
     os.replace(fresh, path)
+
+
+def rounded(value: Any) -> Any:
+    """Six digits: what a last bit of another processor may change is not in the file."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def content_of(path: Path) -> bytes:
@@ -221,6 +231,32 @@ class Run:
             os.truncate(path, path.stat().st_size - rest)
             print(f"{path}: cut an unfinished record of {rest} bytes; it is made again", flush=True)
 
+    def rounds(
+        self,
+        kind: str,
+        cells: Sequence[Item],
+        count: int,
+        key: Callable[[Item, int], tuple],
+        measure: Callable[[Item, int], Record],
+        seconds: float | None,
+    ) -> None:
+        """Records measure(cell, n) for every cell and n < count, where no record has its `key` yet.
+
+        In each round all cells take turns, in an order that rotates. One turn of each comes before.
+        """
+        self.mend(kind, 0)
+        done = self.done(kind)
+        left = [n for n in range(count) if any(key(cell, n) not in done for cell in cells)]
+        progress = Progress((len(left) + 1) * len(cells), kind)
+        for number in in_time([None, *left] if left else [], seconds):
+            shift = (number or 0) % len(cells)
+            for cell in (*cells[shift:], *cells[:shift]):
+                if number is None:
+                    measure(cell, 0)
+                elif key(cell, number) not in done:
+                    self.append(kind, 0, [measure(cell, number)])
+                progress.add(1, str(cell))
+
     def note(self, session: dict[str, Any]) -> None:
         """Puts a session into env.json; what it said at its start it replaces at its end."""
         path = self.folder / "env.json"
@@ -285,6 +321,18 @@ class Run:
         for name, kind in fields.items():
             if type(record[name]) is not kind:
                 raise ValueError(f"{place}: {name} is {record[name]!r}, expected {kind.__name__}")
+
+
+def in_time(items: Iterable[Item], seconds: float | None) -> Iterator[Item]:
+    """Item by item, as long as one more, if it takes as long as the longest so far, is in time."""
+    began = turn = time.monotonic()
+    longest = 0.0
+    for item in items:
+        if seconds is not None and turn - began + longest > seconds:
+            return
+        yield item
+        now = time.monotonic()
+        longest, turn = max(longest, now - turn), now
 
 
 class Progress:

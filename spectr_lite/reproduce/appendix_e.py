@@ -12,14 +12,13 @@ The O(1)-call model takes the large model's call for K (L + 1) positions to cost
 from __future__ import annotations
 
 import statistics
-import time
 from typing import Any
 
 import numpy as np
 import torch
 
 from spectr_lite import timing
-from spectr_lite.experiment import Progress, Record, Run
+from spectr_lite.experiment import Record, Run
 from spectr_lite.models import Transformer, TransformerConfig
 
 SHAPE = {"vocab_size": 16_384, "context": 512}
@@ -64,35 +63,20 @@ def models(device: torch.device, dtype: torch.dtype) -> tuple[Transformer, Trans
 def measure(
     run: Run, config: Record, target: Any, draft: Any, seconds: float | None = None
 ) -> None:
-    """All cells in turn, in an order that rotates, after one decode of each as warm-up."""
-    cells = [tuple(cell) for cell in config["cells"]]
-    run.mend("records", 0)
-    done = run.done("records")
-    progress = Progress((config["rounds"] + 1) * len(cells), "latency")
 
-    def stages(cell: tuple[int, int], number: int) -> Record:
+    def measure_one(cell: tuple[int, int], number: int) -> Record:
         generator = torch.Generator().manual_seed(number)
         prompt = torch.randint(target.vocab_size, (config["prompt_length"],), generator=generator)
         turns = timing.stage_turns(
             target, draft, [prompt.tolist()], new_tokens=config["new_tokens"], generator=number,
             verifier=config["verifier"], num_drafts=cell[0], draft_length=cell[1],
         )  # fmt: skip
-        progress.add(1, f"K={cell[0]} L={cell[1]}")
         each = {stage: turns.stages[stage] / turns.count for stage in STAGES}
         place = {"num_drafts": cell[0], "draft_length": cell[1], "round": number}
         return {**place, "calls": turns.count, **each, "turn": turns.per_turn}
 
-    left = [n for n in range(config["rounds"]) if any((*cell, n) not in done for cell in cells)]
-    for cell in cells if left else ():
-        stages(cell, 0)
-    began = time.monotonic()
-    for number in left:
-        if seconds is not None and time.monotonic() - began > seconds:
-            return
-        shift = number % len(cells)
-        for cell in cells[shift:] + cells[:shift]:
-            if (*cell, number) not in done:
-                run.append("records", 0, [stages(cell, number)])
+    cells = [tuple(cell) for cell in config["cells"]]
+    run.rounds("records", cells, config["rounds"], lambda c, n: (*c, n), measure_one, seconds)
 
 
 def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
 import shlex
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,22 +96,26 @@ def _run_pair(args: argparse.Namespace, pair_name: str, cells: list[table1.Cell]
     record = _run("table1", args.results / "table1" / f"{Path(pair_name).name}-{stem}")
     minutes = SUBSET_MINUTES if args.subset and args.minutes is None else args.minutes
     total = sum(SHARES[phase] for phase in args.phase)
-    with _Ranks(rank, world) as group:
-        if rank == 0:
-            record.open(config, args.resume, [PHASES[phase] for phase in args.phase])
-        group.wait()
-        for phase in args.phase:
-            seconds = None if minutes is None else 60 * minutes * SHARES[phase] / total
-            with _Session(args, record, phase, device, rank):
-                if phase == "block-efficiency":
-                    table1.block_efficiency(record, config, pair, rank, world, seconds)
-                elif rank == 0 and phase == "timing":
-                    table1.wall_clock(record, config, pair, seconds)
-                elif rank == 0:
-                    table1.draft_laws(record, config, pair, seconds)
-                group.wait()
-                if rank == 0:
-                    record.finish(PHASES[phase])
+    if world > 1:  # Gloo on any device: ranks only wait for each other, and for long
+        dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))
+    wait = dist.barrier if world > 1 else lambda: None
+    if rank == 0:
+        record.open(config, args.resume, [PHASES[phase] for phase in args.phase])
+    wait()
+    for phase in args.phase:
+        seconds = None if minutes is None else 60 * minutes * SHARES[phase] / total
+        with _session(args, record, phase, device, rank):
+            if phase == "block-efficiency":
+                table1.block_efficiency(record, config, pair, rank, world, seconds)
+            elif rank == 0 and phase == "timing":
+                table1.wall_clock(record, config, pair, seconds)
+            elif rank == 0:
+                table1.draft_laws(record, config, pair, seconds)
+            wait()
+            if rank == 0:
+                record.finish(PHASES[phase])
+    if world > 1:
+        dist.destroy_process_group()
     if rank == 0:
         record.verify()
         show_table1(record)
@@ -121,7 +126,7 @@ def run_appendix_e(args: argparse.Namespace) -> None:
     config = appendix_e.make_config(device, dtype, args.rounds)
     record = _run("appendix-e", args.results / "appendix-e" / (args.run_id or device.type))
     record.open(config, args.resume, ["records"])
-    with _Session(args, record, "latency", device, 0):
+    with _session(args, record, "latency", device, 0):
         seconds = None if args.minutes is None else 60 * args.minutes
         appendix_e.measure(record, config, *appendix_e.models(device, dtype), seconds)
         record.finish("records")
@@ -201,59 +206,29 @@ def _device(args: argparse.Namespace, local: int) -> tuple[torch.device, torch.d
     return torch.device("cuda", local), dtype
 
 
-class _Ranks:
-    """The processes of one torchrun; alone there is nothing to wait for."""
-
-    def __init__(self, rank: int, world: int) -> None:
-        self.rank, self.world = rank, world
-
-    def __enter__(self) -> _Ranks:
-        if self.world > 1:
-            # Gloo on any device: ranks only wait for each other, and for long.
-            dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))
-        return self
-
-    def wait(self) -> None:
-        if self.world > 1:
-            dist.barrier()
-
-    def __exit__(self, *_: object) -> None:
-        if self.world > 1:
-            dist.destroy_process_group()
-
-
-class _Session:
-    """An entry of env.json, written at the start and completed at the end."""
-
-    def __init__(
-        self, args: argparse.Namespace, record: experiment.Run, phase: str, device: torch.device,
-        rank: int,
-    ) -> None:  # fmt: skip
-        self.record, self.rank = record, rank
-        if rank:
-            return
-        root = CHECKOUT if (CHECKOUT / ".git").exists() else None
-        hidden = {str(args.results): "results"}
-        command = " ".join(hidden.get(a, shlex.quote(a)) for a in sys.argv[1:])
-        self.entry = {
-            "phase": phase,
-            "command": f"python -m spectr_lite {command}",
-            "start": experiment.now(),
-            "processes": table1.ranks()[1],
-            "package": spectr_lite.__version__,
-            **experiment.environment(root, ("spectr_lite",), PACKAGES, device),
-            "end": None,
-        }
-
-    def __enter__(self) -> None:
-        if self.rank == 0:
-            self.record.note(self.entry)
-            self.began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        if self.rank == 0:
-            self.entry |= {
-                "end": experiment.now(),
-                "load_average_end": round(os.getloadavg()[0], 2),
-            }
-            self.record.note(self.entry)
+@contextlib.contextmanager
+def _session(
+    args: argparse.Namespace, record: experiment.Run, phase: str, device: torch.device, rank: int
+) -> Iterator[None]:
+    """An entry of env.json, written at the start by the first process and completed at the end."""
+    if rank:
+        yield
+        return
+    hidden = {str(args.results): "results"}
+    command = " ".join(hidden.get(a, shlex.quote(a)) for a in sys.argv[1:])
+    root = CHECKOUT if (CHECKOUT / ".git").exists() else None
+    entry = {
+        "phase": phase,
+        "command": f"python -m spectr_lite {command}",
+        "start": experiment.now(),
+        "processes": table1.ranks()[1],
+        "package": spectr_lite.__version__,
+        **experiment.environment(root, ("spectr_lite",), PACKAGES, device),
+        "end": None,
+    }
+    record.note(entry)
+    try:
+        yield
+    finally:
+        load = round(os.getloadavg()[0], 2)
+        record.note(entry | {"end": experiment.now(), "load_average_end": load})

@@ -16,9 +16,9 @@ text that the large model wrote.
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,7 +29,7 @@ import torch
 from spectr_lite import prompts as texts
 from spectr_lite import timing, transport, verifiers
 from spectr_lite.decoding import decode
-from spectr_lite.experiment import Progress, Record, Run, weights_sha256
+from spectr_lite.experiment import Progress, Record, Run, in_time, weights_sha256
 from spectr_lite.laws import IID, DraftLaw, TopM, WithoutReplacement
 from spectr_lite.models import Pair
 from spectr_lite.stats import mean_interval, ratio_interval
@@ -66,6 +66,9 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.verifier} K={self.num_drafts} L={self.draft_length} T={self.temperature}"
+
+    def __str__(self) -> str:
+        return self.name
 
     @property
     def argument(self) -> str:
@@ -222,21 +225,14 @@ def block_efficiency(
     done = run.done("records")
     weights = [8 + cell.num_drafts * cell.draft_length for cell in cells]
     progress = Progress(len(starts) * len(config["seeds"]) * sum(weights), "block efficiency")
-    began = time.monotonic()
-    longest = 0.0
-    for start in starts:
-        for seed in config["seeds"]:
-            turn = time.monotonic()
-            if seconds is not None and turn - began + longest > seconds:
-                return
-            for cell, weight in zip(cells, weights, strict=True):
-                rows = range(start, min(start + size, len(held)))
-                if any((cell.name, seed, row) not in done for row in rows):
-                    made = _decode_batch(pair, cell, held, rows, seed, config["new_tokens"])
-                    fresh = [r for r in made if (r["cell"], r["seed"], r["prompt"]) not in done]
-                    run.append("records", rank, fresh)
-                progress.add(weight, cell.name)
-            longest = max(longest, time.monotonic() - turn)
+    for start, seed in in_time(itertools.product(starts, config["seeds"]), seconds):
+        rows = range(start, min(start + size, len(held)))
+        for cell, weight in zip(cells, weights, strict=True):
+            if any((cell.name, seed, row) not in done for row in rows):
+                made = _decode_batch(pair, cell, held, rows, seed, config["new_tokens"])
+                fresh = [r for r in made if (r["cell"], r["seed"], r["prompt"]) not in done]
+                run.append("records", rank, fresh)
+            progress.add(weight, cell.name)
 
 
 def _decode_batch(
@@ -265,39 +261,15 @@ def wall_clock(run: Run, config: Record, pair: Pair, seconds: float | None) -> N
     """One prompt at a time, all cells in turn."""
     held = _prompts(config, pair).tokens
     asked = config["timing"]
-    cells = [Cell.parse(text) for text in asked["cells"]]
-    run.mend("timing", 0)
-    done = run.done("timing")
-    began = time.monotonic()
-    progress = Progress((asked["rounds"] + 1) * len(cells), "timing")
 
-    def measure(cell: Cell, number: int) -> timing.Turns:
+    def measure(cell: Cell, number: int) -> Record:
         settings = {"generator": number, "new_tokens": asked["new_tokens"], **cell.settings()}
         turns = timing.run_turns(pair.target, pair.draft, [held[number]], **settings)
-        progress.add(1, cell.name)
-        return turns
+        counts = {"prompt": number, "calls": turns.count, "emitted": turns.emitted}
+        return {**cell.record(), "round": number, **counts, "seconds": turns.seconds}
 
-    if all((cell.name, n) in done for cell in cells for n in range(asked["rounds"])):
-        return
-    for cell in cells:
-        measure(cell, 0)
-    longest = 0.0
-    for number in range(asked["rounds"]):
-        start = time.monotonic()
-        if seconds is not None and start - began + longest > seconds:
-            return
-        shift = number % len(cells)
-        for cell in cells[shift:] + cells[:shift]:
-            if (cell.name, number) in done:
-                progress.add(1)
-                continue
-            turns = measure(cell, number)
-            record = {
-                **cell.record(), "round": number, "prompt": number, "calls": turns.count,
-                "emitted": turns.emitted, "seconds": turns.seconds,
-            }  # fmt: skip
-            run.append("timing", 0, [record])
-        longest = max(longest, time.monotonic() - start)
+    cells = [Cell.parse(text) for text in asked["cells"]]
+    run.rounds("timing", cells, asked["rounds"], lambda c, n: (c.name, n), measure, seconds)
 
 
 def draft_laws(run: Run, config: Record, pair: Pair, seconds: float | None) -> None:
@@ -305,13 +277,10 @@ def draft_laws(run: Run, config: Record, pair: Pair, seconds: float | None) -> N
     asked = config["draft_laws"]
     run.mend("draft-laws", 0)
     done = run.done("draft-laws")
-    began = time.monotonic()
     held = _prompts(config, pair).tokens[: asked["prompts"]]
     progress = Progress(len(held) * len(asked["temperatures"]), "draft laws")
-    for number, tokens in enumerate(held):
+    for number, tokens in in_time(enumerate(held), seconds):
         for temperature in asked["temperatures"]:
-            if seconds is not None and time.monotonic() - began > seconds:
-                return
             wanted = [
                 (name, rule, k)
                 for k in asked["k"]
@@ -421,7 +390,7 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
         "label": config["label"],
         "text": config["text"],
         "new_tokens": config["new_tokens"],
-        "seeds": config["seeds"],
+        "seeds": sorted({record["seed"] for record in records}),
         "prompts": len({record["prompt"] for record in records}),
         "config": config,
         "environment": sessions,
