@@ -133,6 +133,10 @@ def root(draft: Law, target: Law, k: int) -> float:
     return kseq.optimal_rho(torch.as_tensor(draft), torch.as_tensor(target), k).item()
 
 
+def bisected(draft: Law, target: Law, k: int) -> float:
+    return kseq.bisected_rho(torch.as_tensor(draft), torch.as_tensor(target), k).item()
+
+
 def overlapping(count: int, vocabulary: int) -> Iterator[tuple[Law, Law]]:
     return (pair for pair in pairs(count, vocabulary) if np.minimum(*pair).sum() > 0)
 
@@ -219,6 +223,15 @@ def test_newton_climbs_and_never_passes_the_root():
             x = following
         beta = min(A + x, 1.0)
         assert close((1 - (1 - beta) ** k) / beta, star, 1e-3 if close(draft, target) else 1e-9)
+
+
+def test_the_root_lies_between_any_discount_and_its_other_bound():
+    for (draft, target), k in itertools.product(overlapping(60, 6), (1, 2, 5)):
+        star = bisected(draft, target, k)
+        for rho in np.linspace(1, k, 9):
+            s = min(np.minimum(rho * draft, target).sum(), 1.0)
+            other = s / -np.expm1(np.log1p(-s) / k) if s < 1 else 1.0
+            assert min(rho, other) - 1e-9 <= star <= max(rho, other) + 1e-9
 
 
 # --- the loop ---
