@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,10 +81,12 @@ class Settings:
 class Run:
     """Where a run's records and its large files live."""
 
-    def __init__(self, run_id: str, experiment: str = "train-smollm2") -> None:
+    def __init__(
+        self, run_id: str, experiment: str = "train-smollm2", files: str = "distil"
+    ) -> None:
         self.id = run_id
         self.records = ROOT / "results" / experiment / run_id
-        self.files = ROOT / "data" / "distil" / run_id
+        self.files = ROOT / "data" / files / run_id
         self.records.mkdir(parents=True, exist_ok=True)
 
     def append(self, name: str, record: dict) -> None:
@@ -105,7 +108,7 @@ class Run:
         torch.save(content, partial)
         partial.replace(self.files / f"{name}.pt")
 
-    def settle(self, settings: Settings) -> None:
+    def settle(self, settings: Any) -> None:
         """Write config.json, or see that the run was started with the same settings."""
         path, text = self.records / "config.json", json.dumps(asdict(settings), indent=1) + "\n"
         if path.exists() and path.read_text() != text:

