@@ -52,10 +52,16 @@ def steps(run_id: str, scratch: str) -> list[Step]:
         tiny = ["scripts/benchmark_decoding.py", "--quick", "--run-id", f"dry-{pair}"]
         return Step(f"decoding-{pair}", full, [*tiny, "--results", scratch], minutes + 1.5)
 
-    def reproduce(name: str, full: list[str], tiny: list[str], minutes: float) -> Step:
-        command = ["-m", "spectr_lite", "reproduce", name]
-        tiny = [*command, *tiny, "--device", "cpu", "--results", scratch]
-        return Step(name, [*command, *full, "--device", "cuda"], tiny, minutes)
+    def reproduce(table: str, name: str, full: list[str], tiny: list[str], minutes: float) -> Step:
+        command = ["-m", "spectr_lite", "reproduce", table]
+        full = [*full, "--device", "cuda", "--run-id", run_id, "--minutes", f"{minutes}"]
+        tiny = [*tiny, "--device", "cpu", "--results", scratch, "--minutes", "0.05"]
+        return Step(name, [*command, *full], [*command, *tiny], minutes + 1)
+
+    def table1(pair: str) -> Step:
+        tiny = ["--pair", "bundled", "--cell", "kseq:2:2", "--prompts", "2"]
+        tiny += ["--run-id", f"dry-{pair}"]
+        return reproduce("table1", f"table1-{pair}", ["--pair", pair], tiny, 2.5)
 
     return [
         Step(
@@ -64,22 +70,18 @@ def steps(run_id: str, scratch: str) -> list[Step]:
             ["-c", "from spectr_lite import environment; environment.report()"],
             1,
         ),
-        Step("fetch-smollm2", ["scripts/fetch_smollm2.py"], ["scripts/fetch_smollm2.py"], 2),
+        Step("fetch-smollm2", ["scripts/fetch_smollm2.py"], ["scripts/fetch_smollm2.py"], 1),
         Step(
             "checks",
-            ["-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py"],
+            ["-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py", "tests/test_graphs.py"],
             ["-m", "pytest", "-q", "tests/test_gpu.py", "-k", "cpu and agrees"],
             4,
         ),
         decoding("bundled", 2),
         decoding(large, 3),
-        reproduce(
-            "table1",
-            ["--pair", "bundled", large, "--run-id", run_id, "--minutes", "10"],
-            ["--pair", "bundled", "--cell", "kseq:2:2", "--prompts", "2", "--minutes", "0.05"],
-            5,
-        ),
-        reproduce("appendix-e", ["--run-id", run_id], ["--rounds", "1", "--minutes", "0.05"], 3),
+        table1("bundled"),
+        table1(large),
+        reproduce("appendix-e", "appendix-e", [], ["--rounds", "1"], 2),
         Step(
             "verifiers",
             ["scripts/benchmark_verifiers.py", "--device", "cuda", "--run-id", run_id],
@@ -92,7 +94,7 @@ def steps(run_id: str, scratch: str) -> list[Step]:
             ["scripts/distil_smollm2.py", "--device", "cuda", "--run-id", run_id,
              "--stage", "sample", "shapes", "train"],
             ["scripts/distil_smollm2.py", "--help"],
-            10,
+            9,
             open_ended=True,
         ),
     ]  # fmt: skip
