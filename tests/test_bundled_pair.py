@@ -154,7 +154,7 @@ def test_corrupt_file(copy: Path, file: str) -> None:
     content = bytearray((copy / file).read_bytes())
     content[len(content) // 2] ^= 1
     (copy / file).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{file} is corrupt: config.json promises SHA-256"):
+    with pytest.raises(ValueError, match=rf"{file} is corrupt: SHA-256 .* is promised"):
         load_pair(str(copy))
 
 
@@ -164,6 +164,7 @@ def test_corrupt_file(copy: Path, file: str) -> None:
         ("{", "JSONDecodeError"),
         ("[]", "TypeError"),
         ('{"target": {}}', "KeyError: 'file'"),
+        ('{"target": {"file": 3, "sha256": "", "architecture": {}}}', "TypeError"),
     ],
 )
 def test_a_config_that_describes_no_pair(copy: Path, content: str, message: str) -> None:
@@ -172,11 +173,30 @@ def test_a_config_that_describes_no_pair(copy: Path, content: str, message: str)
         load_pair(str(copy))
 
 
-def test_an_architecture_that_is_not_ours(copy: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"), [("experts", 8), ("heads", 0), ("layers", -1), ("context", "512")]
+)
+def test_an_architecture_that_is_not_ours(copy: Path, name: str, value: object) -> None:
     config = json.loads((copy / "config.json").read_text())
-    config["draft"]["architecture"]["experts"] = 8
+    config["draft"]["architecture"][name] = value
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"draft.safetensors does not fit .*'experts'"):
+    with pytest.raises(ValueError, match=rf"draft.safetensors does not fit .*'{name}'"):
+        load_pair(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("role", "file", "message"),
+    [
+        ("tokenizer", "tokenizer.json", "no tokenizer"),
+        ("draft", "draft.safetensors", "no safetens"),
+    ],
+)
+def test_a_promised_file_of_another_kind(copy: Path, role: str, file: str, message: str) -> None:
+    (copy / file).write_bytes(b"{}")
+    config = json.loads((copy / "config.json").read_text())
+    config[role]["sha256"] = hashlib.sha256(b"{}").hexdigest()
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"{file} is {message}"):
         load_pair(str(copy))
 
 
@@ -198,5 +218,7 @@ def test_weights_of_another_shape(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     config["draft"]["architecture"]["layers"] = 2
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"draft.safetensors does not fit the architecture"):
+    with pytest.raises(
+        ValueError, match=r"draft.safetensors: the weights do not fit its architecture"
+    ):
         load_pair(str(copy))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load
 from tokenizers import Tokenizer
 
 from spectr_lite.models import smollm2
+from spectr_lite.models.files import REMEDY, architecture, from_weights, read, read_weights
 from spectr_lite.models.transformer import KVCache, Transformer, TransformerConfig
 
 __all__ = [
@@ -75,11 +74,9 @@ def load_pair(
             f"known pairs: {', '.join(pair_names())}"
         )
     config = read_config(directory)
-    tokenizer_file = config["tokenizer"]
-    content = read(directory, tokenizer_file["file"], tokenizer_file["sha256"])
-    tokenizer = Tokenizer.from_buffer(content)
+    tokenizer = read_tokenizer(directory, config["tokenizer"])
     target, draft = (
-        load_model(directory, config[role]).to(device, dtype) for role in ("target", "draft")
+        load_model(directory, config[role], device, dtype) for role in ("target", "draft")
     )
     sizes = {
         "target": target.vocab_size,
@@ -96,12 +93,14 @@ def load_pair(
 
 def read_config(directory: Path) -> dict:
     """config.json: which file each part is in, its SHA-256, the architecture of both models."""
-    path, content = directory / "config.json", read(directory, "config.json")
+    path = directory / "config.json"
+    content = read(path)
     try:
         config = json.loads(content)
         for role, keys in ENTRIES.items():
             for key in keys:
                 config[role][key]
+            Path(config[role]["file"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not the description of a pair ({type(error).__name__}: {error}); it needs "
@@ -110,29 +109,20 @@ def read_config(directory: Path) -> dict:
     return config
 
 
-def load_model(directory: Path, entry: dict) -> Transformer:
-    """One model from its entry in config.json: {"file", "sha256", "architecture": {...}}."""
-    weights = load(read(directory, entry["file"], entry["sha256"]))
+def read_tokenizer(directory: Path, entry: dict) -> Tokenizer:
+    path = directory / entry["file"]
+    content = read(path, entry["sha256"])
     try:
-        model = Transformer(TransformerConfig(**entry["architecture"]))
-        model.load_state_dict(weights)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"{directory / entry['file']} does not fit the architecture in config.json; {error}"
-        ) from error
-    return model.eval().requires_grad_(False)
+        return Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} is no tokenizer ({error}); {REMEDY}") from error
 
 
-def read(directory: Path, file: str, sha256: str | None = None) -> bytes:
-    """The bytes of a file, which must exist and, where a SHA-256 is given, match it."""
-    path = directory / file
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; reinstall spectr-lite or train the pair again")
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if sha256 not in (None, found):
-        raise ValueError(
-            f"{path} is corrupt: config.json promises SHA-256 {sha256}, found {found}; "
-            f"reinstall spectr-lite or train the pair again"
-        )
-    return content
+def load_model(
+    directory: Path, entry: dict, device: str | torch.device, dtype: torch.dtype
+) -> Transformer:
+    """One model from its entry in config.json: {"file", "sha256", "architecture": {...}}."""
+    path = directory / entry["file"]
+    weights = read_weights(path, entry["sha256"])
+    weights = {name: tensor.to(device, dtype) for name, tensor in weights.items()}
+    return from_weights(architecture(entry["architecture"], path), weights, path)

@@ -27,7 +27,8 @@ from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from spectr_lite.models.transformer import Transformer, TransformerConfig, rotary_tables
+from spectr_lite.models.files import from_weights
+from spectr_lite.models.transformer import Transformer, TransformerConfig
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM")
 NEEDED = (  # in config.json
@@ -54,19 +55,6 @@ GGUF_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-
-
-def from_weights(config: TransformerConfig, weights: dict[str, Tensor], source: str) -> Transformer:
-    """A frozen Transformer that holds `weights` themselves, not a copy; ValueError if they misfit."""
-    with torch.device("meta"):  # no memory, no random start
-        model = Transformer(config)
-    try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"{source}: the weights do not fit its architecture. {error}") from error
-    dtype = model.embed_tokens.weight.dtype
-    model.cos, model.sin = (table.to(model.device, dtype) for table in rotary_tables(config))
-    return model.eval().requires_grad_(False)
 
 
 def drop_layers(model: Transformer, layers: Collection[int]) -> Transformer:

@@ -10,20 +10,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load as load_safetensors
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from spectr_lite.models.files import architecture, fill, read, read_weights
 from spectr_lite.models.llama import drop_layers, load_gguf
 from spectr_lite.models.ngram import TrigramModel
-from spectr_lite.models.transformer import Transformer, TransformerConfig, rotary_tables
+from spectr_lite.models.transformer import Transformer, TransformerConfig
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -62,11 +61,11 @@ def load_narrow(folder: Path, target: Transformer) -> NarrowDraft:
 
     Raises FileNotFoundError or ValueError for a file that is missing, corrupt or does not fit.
     """
-    config = json.loads(read(folder / "config.json"))
-    entry = config["draft"]
-    weights = load_safetensors(read(folder / entry["file"], entry["sha256"]))
+    entry = json.loads(read(folder / "config.json"))["draft"]
+    path = folder / entry["file"]
+    weights = read_weights(path, entry["sha256"])
     vectors = target.embed_tokens.weight
-    shape = TransformerConfig(**entry["architecture"])
+    shape = architecture(entry["architecture"], path)
     if shape.vocab_size != target.vocab_size:
         raise ValueError(
             f"{folder}: a draft for {shape.vocab_size} tokens, but the target has "
@@ -75,26 +74,16 @@ def load_narrow(folder: Path, target: Transformer) -> NarrowDraft:
     with torch.device("meta"):
         model = NarrowDraft(shape, vectors.shape[1], entry["proposed"])
     own = {
-        name: tensor.long() if name == "proposed" else tensor.to(vectors.dtype)
+        name: tensor.to(vectors.device, torch.int64 if name == "proposed" else vectors.dtype)
         for name, tensor in weights.items()
     }
-    try:
-        model.load_state_dict(
-            {name: tensor.to(vectors.device) for name, tensor in own.items()}
-            | {"embed_tokens.weight": vectors},
-            assign=True,
-        )
-    except RuntimeError as error:
-        raise ValueError(f"{folder}: the weights do not fit config.json. {error}") from error
-    model.cos, model.sin = (table.to(vectors) for table in rotary_tables(shape))
-    return model.eval().requires_grad_(False)
+    return fill(model, own | {"embed_tokens.weight": vectors}, path)
 
 
 def load_trigram(folder: Path, target: Transformer) -> TrigramModel:
     """A trigram model of the texts in `folder`, which the target wrote; on its device."""
-    config = json.loads(read(folder / "config.json"))
-    entry = config["text"]
-    texts = load_safetensors(read(folder / entry["file"], entry["sha256"]))["tokens"].long()
+    entry = json.loads(read(folder / "config.json"))["text"]
+    texts = read_weights(folder / entry["file"], entry["sha256"])["tokens"].long()
     return TrigramModel(texts, target.vocab_size).to(target.device)
 
 
@@ -109,30 +98,9 @@ def load_target(
     ImportError without the package `gguf`.
     """
     path = folder / FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; run `make smollm2` to fetch it (93 MB)")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
-        raise ValueError(
-            f"{path} is corrupt: expected SHA-256 {SHA256}, found {found}; delete it and run "
-            "`make smollm2` again"
-        )
+    read(path, SHA256, remedy="run `make smollm2`, which fetches it anew (98 MB)")
     model, tokenizer = load_gguf(path)
     return model.to(device, dtype), tokenizer
-
-
-def read(path: Path, sha256: str | None = None) -> bytes:
-    """The bytes of a file of the package, which must be there and be the one promised."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; reinstall spectr-lite")
-    content = path.read_bytes()
-    if sha256 not in (None, found := hashlib.sha256(content).hexdigest()):
-        raise ValueError(
-            f"{path} is corrupt: config.json promises SHA-256 {sha256}, found {found}; reinstall "
-            "spectr-lite"
-        )
-    return content
 
 
 DROPPED = {  # pair: the layers its draft lacks
