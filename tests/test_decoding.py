@@ -296,19 +296,29 @@ def cells_of_two_tokens(model, prompt, first=12, second=6):
     return cell, np.array(probabilities)
 
 
-@pytest.mark.parametrize("num_drafts", [0, 1, 3])
-def test_text_of_the_bundled_pair_follows_its_target(bundled, num_drafts):
+def two_tokens_of_the_bundled_pair(bundled, **settings):
+    """Chi-square of two tokens behind one prompt, 750 times."""
     prompt = bundled.tokenizer.encode("The people of").ids
     cell, probabilities = cells_of_two_tokens(bundled.target, prompt)
     counts = np.zeros(len(probabilities), int)
+    settings |= {"draft_length": 2, "max_new_tokens": 2}
     for seed in range(5):
-        settings = {"num_drafts": num_drafts, "draft_length": 2, "generator": seed}
-        run = generate(bundled.target, bundled.draft, [prompt] * 150, max_new_tokens=2, **settings)
+        run = generate(bundled.target, bundled.draft, [prompt] * 150, generator=seed, **settings)
         first, second = np.array(run.tokens).T
         np.add.at(counts, cell[first, second], 1)
     result = chi_square(counts, probabilities, min_expected=5)
     assert result.degrees >= 5
-    assert result.p_value > FALSE_ALARM
+    return result.p_value
+
+
+@pytest.mark.parametrize("num_drafts", [0, 1, 3])
+def test_text_of_the_bundled_pair_follows_its_target(bundled, num_drafts):
+    assert two_tokens_of_the_bundled_pair(bundled, num_drafts=num_drafts) > FALSE_ALARM
+
+
+def test_text_of_the_bundled_pair_shows_a_wrong_variant(bundled):
+    """The least biased of them: it only looks at equal drafts once."""
+    assert two_tokens_of_the_bundled_pair(bundled, num_drafts=4, verifier=WRONG[0]) < FALSE_ALARM
 
 
 # --- greedy decoding ---
