@@ -40,7 +40,7 @@ from spectr_lite.reproduce import paper
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "benchmark-decoding"
 SUMMARY = ROOT / "spectr_lite" / "results" / "benchmark-decoding.json"
-MEASURED = ("spectr_lite", "scripts/benchmark_decoding.py")
+MEASURED = ("spectr_lite", "scripts/benchmark_decoding.py", ":!spectr_lite/results")  # summaries
 LEAST_ROUNDS = 3
 
 # What the decoder is held to, one text at a time: the goal, and whether to stay below it.
@@ -333,6 +333,15 @@ class Measured:
         emitted = sum(line["emitted"] for line in self.lines)
         return emitted / int(self.turns.sum()) / self.job["rows"]
 
+    @property
+    def efficiency_error(self) -> float | None:
+        """Standard error of the block efficiency, from how its rounds differ; None for one."""
+        emitted = np.array([line["emitted"] for line in self.lines]) / self.job["rows"]
+        off, rounds = emitted - self.block_efficiency * self.turns, len(self.lines)
+        if rounds == 1:
+            return None
+        return float((off @ off * rounds / (rounds - 1)) ** 0.5 / self.turns.sum())
+
     def times_as_fast_as(self, other: Measured) -> dict[str, Any]:
         """Tokens per second over the other's. Block efficiency is that of all rounds, for texts differ;
         the time of a turn is compared within each round."""
@@ -409,6 +418,7 @@ def summarise_run(folder: Path) -> dict[str, Any]:
                 {
                     **{n: m.job[n] for n in ("num_drafts", "draft_length", "verifier", "rows")},
                     "block_efficiency": m.block_efficiency,
+                    "block_efficiency_error": m.efficiency_error,
                     "tokens_per_second": spread(m.block_efficiency * rows / m.per_turn),
                     "cost": spread(m.per_turn / alone.per_turn),
                     "speedup": m.times_as_fast_as(alone),
