@@ -117,7 +117,11 @@ def test_the_block_has_the_truncated_target_law(name, num_drafts, sampling):
 
 
 @pytest.mark.parametrize("sampling", [Sampling(0.6, 2), Sampling(top_p=0.75)], ids=str)
-@pytest.mark.parametrize("rule", ["kseq", "optimal", "traversal", *WRONG[1:2]], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    ["kseq", "optimal", "traversal", *WRONG[1:2]],
+    ids=["kseq", "optimal", "traversal", "wrong"],
+)
 def test_the_text_follows_the_truncated_target(rule, sampling):
     target, draft = worked_pair()
     run = generate(target, draft, [[3]] * 8000, verifier=rule, num_drafts=3, draft_length=2,
