@@ -75,6 +75,13 @@ def run(args: argparse.Namespace) -> int:
     ) as error:
         print(f"spectr_lite decode: error: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if ":" not in args.verifier:
+            raise
+        # The reader's own rule, which may raise anything.
+        reason = f"{type(error).__name__}: {error}"
+        print(f"spectr_lite decode: error: {args.verifier} raised {reason}", file=sys.stderr)
+        return 2
     return 0
 
 
