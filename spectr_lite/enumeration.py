@@ -34,7 +34,7 @@ NextLaw = Callable[[tuple[int, ...]], ArrayLike]
 
 def joint_law(model: NextLaw, length: int, context: Sequence[int] = ()) -> np.ndarray:
     """The law of the next `length` tokens after `context`, shape (V,) * length."""
-    if length == 0:
+    if check_count(length, "length", least=0) == 0:
         return np.ones(())
     first = np.asarray(model(tuple(context)), np.float64)
     rest = [joint_law(model, length - 1, (*context, token)) for token in range(first.size)]
@@ -50,8 +50,7 @@ def block_law(
     context: Sequence[int] = (),
 ) -> np.ndarray:
     """The law of one turn's block, finished by the target to L + 1 tokens, shape (V,) * (L + 1)."""
-    num_drafts, draft_length = _check_tree(num_drafts, draft_length)
-    rule = verifiers.get(verifier)
+    rule = _check_tree(verifier, num_drafts, draft_length)
     if isinstance(rule, tree.TreeVerifier) and num_drafts:
         return tree.block_law(target, draft, rule, num_drafts, draft_length, context)[0]
     outcomes = _outcomes(target, draft, rule)
@@ -78,8 +77,7 @@ def expected_tokens(
     context: Sequence[int] = (),
 ) -> float:
     """The expected number of tokens that one turn emits: between 1 and L + 1."""
-    num_drafts, draft_length = _check_tree(num_drafts, draft_length)
-    rule = verifiers.get(verifier)
+    rule = _check_tree(verifier, num_drafts, draft_length)
     if num_drafts == 0:
         return 1.0
     if isinstance(rule, tree.TreeVerifier):
@@ -121,8 +119,11 @@ def _outcomes(
     return outcomes
 
 
-def _check_tree(num_drafts: int, draft_length: int) -> tuple[int, int]:
-    return (
-        check_count(num_drafts, "num_drafts", least=0),
-        check_count(draft_length, "draft_length"),
-    )
+def _check_tree(verifier: str | Verifier, num_drafts: int, draft_length: int) -> Verifier:
+    """The rule, if it is lossless for this many i.i.d. drafts."""
+    rule = verifiers.get(verifier)
+    check_count(draft_length, "draft_length")
+    if check_count(num_drafts, "num_drafts", least=0):
+        rule._check_law(IID())
+        rule.check_drafts(num_drafts)
+    return rule

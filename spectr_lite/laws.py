@@ -42,13 +42,20 @@ class DraftLaw(ABC):
         Raises TooManyTuples, a ValueError, when N V exceeds `limit`.
         """
 
-    @abstractmethod
     def order(self, draft: Tensor, target: Tensor, k: int) -> Tensor:
         """Token ids (..., V) such that some prefix is a worst set A for `target`."""
+        return by_ratio(draft, target)
 
     @abstractmethod
     def containment(self, draft: Tensor, order: Tensor, k: int) -> Tensor:
         """P(S subset of A) for A = the first 1, 2, ..., V tokens of `order`; shape (..., V)."""
+
+
+def check_law(law: DraftLaw | None) -> DraftLaw:
+    """`law`, or IID() for None."""
+    if law is not None and not isinstance(law, DraftLaw):
+        raise TypeError(f"law: expected a DraftLaw such as IID(), found {law!r}.")
+    return law or IID()
 
 
 def by_ratio(draft: Tensor, target: Tensor) -> Tensor:
@@ -68,7 +75,8 @@ def spelled(count: int) -> str:
     return f"{count:,}" if count < 1e15 else f"10^{math.log10(count):.0f}"
 
 
-def _check_enumeration(tuples: int, vocabulary: int, limit: int) -> None:
+def check_enumeration(tuples: int, vocabulary: int, limit: int = ENUMERATION_LIMIT) -> None:
+    """TooManyTuples where `tuples` x `vocabulary` numbers are more than `limit`."""
     if tuples * vocabulary > limit:
         raise TooManyTuples(
             f"k: enumeration needs {spelled(tuples)} tuples x {vocabulary} tokens, more than "
@@ -87,13 +95,10 @@ class IID(DraftLaw):
         self, draft: Tensor, k: int, limit: int = ENUMERATION_LIMIT
     ) -> tuple[Tensor, Tensor]:
         vocabulary = draft.shape[-1]
-        _check_enumeration(vocabulary**k, vocabulary, limit)
+        check_enumeration(vocabulary**k, vocabulary, limit)
         axes = torch.meshgrid(*[torch.arange(vocabulary)] * k, indexing="ij")
         tokens = torch.stack([axis.flatten() for axis in axes], -1)
         return tokens, draft[tokens].prod(-1)
-
-    def order(self, draft: Tensor, target: Tensor, k: int) -> Tensor:
-        return by_ratio(draft, target)
 
     def containment(self, draft: Tensor, order: Tensor, k: int) -> Tensor:
         # u**k as exp(k log1p(-(1 - u))): for large k the digits that matter are those of 1 - u.
@@ -122,7 +127,7 @@ class WithoutReplacement(DraftLaw):
         count = 1
         for i in range(length):
             count *= len(support) - i
-        _check_enumeration(count, draft.shape[-1], limit)
+        check_enumeration(count, draft.shape[-1], limit)
         tokens = torch.tensor(list(itertools.permutations(support, length)))
         # What is left is summed anew: 1 minus what is gone has no digits after a token of mass 1 - 1e-9.
         left = draft.expand(len(tokens), -1)
@@ -131,9 +136,6 @@ class WithoutReplacement(DraftLaw):
             mass = mass * (left.gather(-1, token) / left.sum(-1, keepdim=True)).squeeze(-1)
             left = left.scatter(-1, token, 0.0)
         return torch.nn.functional.pad(tokens, (0, k - length), value=-1), mass
-
-    def order(self, draft: Tensor, target: Tensor, k: int) -> Tensor:
-        return by_ratio(draft, target)
 
     def containment(self, draft: Tensor, order: Tensor, k: int) -> Tensor:
         """1 - int lambda exp(-lambda u) P(N_A(u) < k) du with lambda = 1 - draft(A).

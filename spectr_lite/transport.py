@@ -24,7 +24,7 @@ import scipy.sparse as sp
 import torch
 
 from spectr_lite.distributions import MOST_DRAFTS, ArrayLike, check_count, check_pair
-from spectr_lite.laws import IID, DraftLaw, spelled
+from spectr_lite.laws import IID, DraftLaw, check_law, spelled
 
 # Peak memory of cvxpy, HiGHS and the answer, fitted from above to what scripts/benchmark_transport.py
 # measured: 1.1 kB per variable in literal programs, 24 B for each of the plan's V^(k+1) cells, and
@@ -98,6 +98,7 @@ def solve_lp(
     """
     pair = check_pair(draft, target)
     k = check_count(k, "k", most=MOST_DRAFTS)
+    law = check_law(law)
     if formulation not in ("reduced", "literal"):
         raise ValueError(f"formulation: found {formulation!r}. Use 'reduced' or 'literal'.")
     if pair.draft.ndim != 1:
@@ -116,7 +117,7 @@ def solve_lp(
             f"{LP_BYTES_LIMIT // 2**30} GiB, and {MOST_AXES} axes. optimal_acceptance gives the same "
             "optimum at any size."
         )
-    drawn, mass = (law or IID()).tuples(p, k, limit=LP_BYTES_LIMIT // LP_BYTES_PER_CELL)
+    drawn, mass = law.tuples(p, k, limit=LP_BYTES_LIMIT // LP_BYTES_PER_CELL)
     tuples, weights = drawn.numpy(), mass.numpy()
     if (tuples < 0).any():
         raise ValueError(
@@ -155,7 +156,7 @@ def optimal_acceptance(
     """
     pair = check_pair(draft, target)
     k = check_count(k, "k")
-    law = law or IID()
+    law = check_law(law)
     order = law.order(pair.draft, pair.target, k)
     inside = law.containment(pair.draft, order, k)
     covered = pair.target.gather(-1, order).cumsum(-1, dtype=torch.float64)

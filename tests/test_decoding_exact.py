@@ -196,3 +196,17 @@ def test_settings_are_checked(settings, message):
     target, draft = worked_pair()
     with pytest.raises(ValueError, match=message):
         expected_tokens(target.next_law, draft.next_law, "kseq", **settings)
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings", "message"),
+    [
+        ("coupling", (2, 2), "k: 'coupling' is defined for k=1 only, found 2"),
+        ("spechub", (2, 2), "law: 'spechub' is not lossless for drafts drawn by IID"),
+        ("traversal", (8, 4), "k: enumeration needs .* tuples x 3 tokens"),
+    ],
+)
+def test_what_cannot_be_enumerated_is_refused(rule, settings, message):
+    target, draft = worked_pair()
+    with pytest.raises(ValueError, match=message):
+        expected_tokens(target.next_law, draft.next_law, rule, *settings)

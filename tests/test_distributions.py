@@ -97,6 +97,7 @@ def test_numpy_whole_numbers_count():
         ([[0, 1], [2, 7]], ValueError, r"tokens: found id 7"),
         (1, ValueError, r"tokens: shape \(\) has no drafts"),
         (np.zeros((2, 0), dtype=int), ValueError, r"tokens: shape \(2, 0\) has no drafts"),
+        ([[0, 1], [1]], TypeError, r"tokens: expected an array of integer ids, found \[\[0, 1\]"),
     ],
 )
 def test_bad_tokens(tokens, error, message):

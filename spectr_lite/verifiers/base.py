@@ -198,7 +198,10 @@ class Verifier(ABC):
 
 def _check_tokens(tokens: ArrayLike, draft: Tensor) -> Tensor:
     """`tokens` as int64 of shape (..., k), every id within the vocabulary."""
-    drafted = tokens if isinstance(tokens, Tensor) else torch.as_tensor(np.asarray(tokens))
+    try:
+        drafted = tokens if isinstance(tokens, Tensor) else torch.as_tensor(np.asarray(tokens))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"tokens: expected an array of integer ids, found {tokens!r}.") from error
     if drafted.is_floating_point() or drafted.is_complex() or drafted.dtype == torch.bool:
         raise TypeError(f"tokens: expected integer ids, found dtype {drafted.dtype}.")
     if drafted.ndim == 0 or drafted.shape[-1] == 0:

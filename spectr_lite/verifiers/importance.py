@@ -24,6 +24,7 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_array, eye_array, hstack
 from torch import Tensor
 
+from spectr_lite.distributions import check_count
 from spectr_lite.laws import ENUMERATION_LIMIT, DraftLaw
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.coupling import couple_winner
@@ -74,9 +75,7 @@ class Importance(Verifier):
     """Importance-weighted tournament; the program of a match ranges over `truncation` tokens."""
 
     def __init__(self, truncation: int = 20) -> None:
-        if truncation < 1:
-            raise ValueError(f"truncation: found {truncation}. At least one token is needed.")
-        self.truncation = truncation
+        self.truncation = check_count(truncation, "truncation")
 
     def _tournament(self, draft: np.ndarray, target: np.ndarray, k: int):
         """The matches 2..k, and the champion's law after 1..k drafts, (k, V)."""

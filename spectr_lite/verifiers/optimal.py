@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import uniform
+from spectr_lite.distributions import check_count, uniform
 from spectr_lite.laws import DraftLaw, by_ratio
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.coupling import couple, couple_winner
@@ -364,11 +364,8 @@ class Optimal(Verifier):
     """Nested priority. A vocabulary of more than `classes` tokens is binned; None never bins."""
 
     def __init__(self, classes: int | None = 256) -> None:
-        if classes is not None and classes < 4:
-            raise ValueError(
-                f"classes: found {classes}. At least 4 are needed: two of them hold special tokens."
-            )
-        self.classes = classes
+        # Two of the classes hold special tokens.
+        self.classes = None if classes is None else check_count(classes, "classes", least=4)
 
     def plan(self, draft: Tensor, target: Tensor, k: Tensor | int) -> NestedPlan:
         return plan(draft, target, k, self.classes)

@@ -32,7 +32,7 @@ def get(name: str | Verifier) -> Verifier:
     """The rule of this name; a Verifier passes through. Raises ValueError for an unknown name."""
     if isinstance(name, Verifier):
         return name
-    if name not in _RULES:
+    if not isinstance(name, str) or name not in _RULES:
         raise ValueError(f"verifier: no rule named {name!r}. Known rules: {', '.join(names())}.")
     return _RULES[name]()
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spectr_lite.distributions import ArrayLike, at, check_count, check_distribution, sample
-from spectr_lite.laws import IID
+from spectr_lite.laws import IID, check_enumeration
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.walk import Block, BlockLaw
 
@@ -142,6 +142,7 @@ def block_law(
         for table in laws:
             check_distribution(table, name)
     vocabulary = targets[0].size
+    check_enumeration(vocabulary ** (k * length), vocabulary)
     path = np.stack(list(itertools.product(range(vocabulary), repeat=length)))
     node = [np.zeros(len(path), dtype=np.int64)]  # the number of each path's prefix of i tokens
     for token in path.T:
