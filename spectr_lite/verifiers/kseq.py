@@ -20,9 +20,9 @@ from spectr_lite.verifiers import walk
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.registry import register
 
-NEWTON_STEPS = 6  # on a device that cannot say when it is enough
+NEWTON_STEPS = 10  # on a device that cannot say when it is enough; then p_acc is within 1e-7
 MOST_STEPS = 100
-ROUNDING = 4e-16
+ROUNDING = 1e-15
 
 
 def acceptance_of_one(draft: Tensor, target: Tensor, rho: Tensor) -> Tensor:
@@ -41,10 +41,10 @@ def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
     With S(rho) = rho beta(rho) = sum_x min(rho draft, target) and A = dS/drho, the draft mass that rho
     leaves below the target, Newton's method on
         h(rho) = p_acc - S,      -h' = k (1 - beta)^(k-1) (beta - A) / rho + A
-    starts at rho = 1 and takes the middle of the bracket where a step leaves it. The answer is on the
-    lossless side wherever the steps end: S grows with rho, psi(S) = S / (1 - (1 - S)^(1/k)) falls from
-    k to 1, and rho* = psi(S(rho*)); so rho* lies between any rho and psi(S(rho)), and the larger of
-    the two is lossless. `k` may be a tensor, one number of drafts per row.
+    starts at rho = 1 and takes the middle of the bracket where a step leaves it. S grows with rho,
+    psi(S) = S / (1 - (1 - S)^(1/k)) falls from k to 1, and rho* = psi(S(rho*)); so rho* lies between
+    any rho and psi(S(rho)). That narrows the bracket from both ends, and the larger of the two is
+    lossless wherever the steps end. `k` may be a tensor, one number of drafts per row.
     """
     draft, target = draft.to(torch.float64), target.to(torch.float64)
     k = torch.as_tensor(k, dtype=torch.float64, device=draft.device)
@@ -59,15 +59,17 @@ def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
         beta = (total / rho).clamp_max(1)
         missed = (1 - beta) ** (k - 1)
         excess = 1 - (1 - beta) * missed - total
-        if looks and bool((excess.abs() < ROUNDING).all()):
+        one = -torch.expm1(torch.log1p(-total) / k)  # the beta of which p_acc would be `total`
+        other = torch.where(one > 0, total / one, 1.0)
+        below = excess > 0
+        low = torch.where(below, rho, torch.maximum(low, other))
+        high = torch.where(below, torch.minimum(high, other), rho)
+        if looks and bool(((excess.abs() < ROUNDING) | (low >= high)).all()):
             break
-        low, high = torch.where(excess > 0, rho, low), torch.where(excess > 0, high, rho)
         newton = rho + excess / (k * missed * (beta - above) / rho + above)
         inside = newton.clamp(low, high) == newton  # False for what is no number
         following = torch.where(inside, newton, (low + high) / 2)
-    one = -torch.expm1(torch.log1p(-total) / k)  # the beta of which p_acc would be `total`
-    other = torch.where(one > 0, total / one, 1.0)
-    return torch.minimum(torch.maximum(rho, other), high).clamp_min(1.0)
+    return torch.maximum(rho, other).clamp(1.0, None).minimum(k)
 
 
 def bisected_rho(draft: Tensor, target: Tensor, k: int, halvings: int = 60) -> Tensor:
