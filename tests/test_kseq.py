@@ -16,6 +16,7 @@ from strategies import pairs
 from spectr_lite import distributions as D
 from spectr_lite import verifiers
 from spectr_lite.transport import optimal_acceptance
+from spectr_lite.verifiers import kseq, walk
 from spectr_lite.verifiers.kseq import (
     KSeq,
     acceptance_of_any,
@@ -30,9 +31,7 @@ CASES = Path(__file__).parent / "cases"
 KSEQ = json.loads((CASES / "kseq.json").read_text())
 VERIFIERS = json.loads((CASES / "verifiers.json").read_text())
 
-# Where p_acc is 1 but for (1 - beta)^k, each Newton step divides that rest by about e: after 24 steps
-# e^-24 = 4e-11 of acceptance may be missing, always on the safe side. Elsewhere all digits are there.
-FLAT = 1e-10
+FLAT = 1e-10  # of acceptance, where p_acc is 1 but for (1 - beta)^k and many rho give it
 
 
 def excess(draft: torch.Tensor, target: torch.Tensor, rho: torch.Tensor, k: float) -> torch.Tensor:
@@ -121,6 +120,30 @@ def test_exact_and_bisected_rho_agree(seed, vocabulary, k):
     assert float(reached[0]) == pytest.approx(float(reached[1]), abs=FLAT)
     if reached[0] < 0.999:  # beyond, p_acc is so flat that many rho give it to the last digit
         assert float(exact) == pytest.approx(float(bisected), abs=1e-12 * k)
+
+
+@given(pair=pairs(max_vocabulary=7), k=st.integers(2, 12), steps=st.integers(1, 6))
+def test_any_number_of_steps_is_safe(pair, k, steps):
+    """As on a GPU, where nobody looks whether the root is found."""
+    p, q = (torch.tensor(side) for side in pair)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(walk, "LOOKS", set())
+        patch.setattr(kseq, "NEWTON_STEPS", steps)
+        rho = optimal_rho(p, q, k)
+    assert float(excess(p, q, rho, k)) < 1e-12
+    assert float(rho) >= float(optimal_rho(p, q, k)) - 1e-9 or float(excess(p, q, rho, k)) > -FLAT
+
+
+def test_the_steps_of_a_gpu_are_enough(monkeypatch):
+    monkeypatch.setattr(walk, "LOOKS", set())
+    for seed in range(20):
+        for pair in (D.zipf(1000, seed=seed), D.dirichlet(1000, 1.0, seed)):
+            p, q = (torch.tensor(side) for side in pair)
+            found, best = (
+                float(acceptance_of_any(acceptance_of_one(p, q, rho), 8))
+                for rho in (optimal_rho(p, q, 8), bisected_rho(p, q, 8))
+            )
+            assert best - 1e-6 < found < best + 1e-12
 
 
 def test_each_row_has_its_own_number_of_drafts():
