@@ -2,11 +2,12 @@
 
     make smollm2
     python scripts/record_next_token_laws.py [--run-id NAME] [--places 12]
+    python scripts/record_next_token_laws.py --summary
 
 Each law is the model's, at temperature 1, after one held-out prompt of the bundled pair's text (State
 of the Union addresses, public domain). Log-probabilities are kept in float16 and read back with a
-softmax: that is then the law, to the last digit. Writes spectr_lite/results/next-token-laws.npz and
-results/next-token-laws/<run-id>/{config,env}.json.
+softmax: that is then the law, to the last digit. Writes results/next-token-laws/<run-id>/ with laws.npz,
+config.json and env.json, and copies the laws to where the pages read them: spectr_lite/results.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from spectr_lite import experiment, prompts
 from spectr_lite.models import load_pair, smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
-LAWS = ROOT / "spectr_lite" / "results" / "next-token-laws.npz"
+RUNS = ROOT / "results" / "next-token-laws"
 
 
 @torch.no_grad()
@@ -39,11 +41,26 @@ def record(held_out: prompts.Prompts) -> dict[str, np.ndarray]:
     return {name: np.stack(rows) for name, rows in laws.items()}
 
 
+def publish(run: Path) -> None:
+    """The recorded laws, once their hash is that of the record, to spectr_lite/results."""
+    laws = run / "laws.npz"
+    wanted = json.loads((run / "config.json").read_text(encoding="utf-8"))["file_sha256"]
+    found = hashlib.sha256(laws.read_bytes()).hexdigest()
+    if found != wanted:
+        raise SystemExit(f"{laws}: SHA-256 {found[:16]} and not {wanted[:16]}. Record it again.")
+    shutil.copyfile(laws, ROOT / "spectr_lite" / "results" / "next-token-laws.npz")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run-id", default="smollm2-1", help="folder name")
     parser.add_argument("--places", type=int, default=12)
+    parser.add_argument("--summary", action="store_true", help="only copy the recorded laws")
     options = parser.parse_args()
+    folder = RUNS / options.run_id
+    if options.summary:
+        publish(folder)
+        return
     tokenizer = load_pair("smollm2").tokenizer
     held_out = prompts.load("sotu", tokenizer, count=options.places)
     packages = ("torch", "numpy", "tokenizers", "gguf")
@@ -55,10 +72,8 @@ def main() -> None:
         **experiment.environment(ROOT, ("spectr_lite", "scripts"), packages),
     }
     laws = record(held_out)
-    LAWS.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(LAWS, **laws)
-    folder = ROOT / "results" / "next-token-laws" / options.run_id
     folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / "laws.npz", **laws)
     config = {
         "target": "SmolLM2-135M-Instruct",
         "target_sha256": smollm2.SHA256,
@@ -68,12 +83,12 @@ def main() -> None:
         "temperature": 1.0,
         "stored": "float16 log-probabilities",
         "shape": list(laws["target"].shape),
-        "file": LAWS.relative_to(ROOT).as_posix(),
-        "file_sha256": hashlib.sha256(LAWS.read_bytes()).hexdigest(),
+        "file_sha256": hashlib.sha256((folder / "laws.npz").read_bytes()).hexdigest(),
     }
     env["end"] = experiment.now()
     for name, content in (("config.json", config), ("env.json", env)):
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    publish(folder)
 
 
 if __name__ == "__main__":

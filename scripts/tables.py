@@ -15,6 +15,7 @@ WRITERS = {  # experiment in results/, or what the tables are of: command
     "benchmark-transport": ("scripts/benchmark_transport.py", "--summarise"),
     "benchmark-verifiers": ("scripts/benchmark_verifiers.py", "--summarise"),
     "benchmark-decoding": ("scripts/benchmark_decoding.py", "--summarise"),
+    "next-token-laws": ("scripts/record_next_token_laws.py", "--summary"),
     "smollm2-drafts": ("scripts/compare_smollm2_drafts.py", "--summary"),
     "models": ("scripts/measure_models.py", "--summary"),
     "table1": ("spectr_lite", "reproduce", "summarise"),

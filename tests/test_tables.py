@@ -15,7 +15,8 @@ import pytest
 from spectr_lite.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
-SUMMARIES = sorted((ROOT / "spectr_lite" / "results").glob("*.json"))
+PUBLISHED = sorted((ROOT / "spectr_lite" / "results").iterdir())
+SUMMARIES = [path for path in PUBLISHED if path.suffix == ".json"]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def restored(tmp_path_factory: pytest.TempPathFactory) -> Path:
         skip = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=skip)
     (folder / "book").mkdir()
-    for path in SUMMARIES:
+    for path in PUBLISHED:
         (folder / path.relative_to(ROOT)).unlink()
     process = subprocess.run(
         [sys.executable, "scripts/tables.py"],
@@ -36,7 +37,7 @@ def restored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("path", SUMMARIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_a_deleted_summary_comes_back_byte_for_byte(path: Path, restored: Path) -> None:
     copy = restored / path.relative_to(ROOT)
     assert copy.is_file(), f"no writer in scripts/tables.py makes {path.name}"
