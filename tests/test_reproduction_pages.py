@@ -114,3 +114,16 @@ def test_of_several_runs_a_cell_is_taken_from_the_largest(
     assert writer["cell"]([few, many, untimed], 8, 4)["run"] == "c"
     assert writer["cell"]([few, many, untimed], 8, 4, timed=True)["run"] == "a"
     assert writer["cell"]([few, many], 3, 5) is None
+
+
+def test_every_generated_part_with_a_number_names_a_run(
+    writer: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(writer["main"].__globals__, "OUT", tmp_path)
+    writer["main"]()
+    parts = {path.stem: path.read_text("utf-8") for path in tmp_path.iterdir()}
+    assert len(parts) > 10
+    computed = ("ledger-guarantee", "ledger-more-drafts")  # exact; and a count over the table below
+    for name, text in parts.items():
+        if name not in computed and re.search(r"\d\.\d", text):
+            assert re.search(r"\(repo:results/[\w-]+/[\w-]+/env\.json\)", text), name

@@ -2,7 +2,7 @@
 
     python -m spectr_lite reproduce table1 --pair bundled --subset      block efficiency, then timing
     python -m spectr_lite reproduce appendix-e                          latency along K and along L
-    python -m spectr_lite reproduce verify results/table1/bundled-cpu-1   a finished run, by its hashes
+    python -m spectr_lite reproduce verify results/table1/bundled-cpu-2   a finished run, by its hashes
 
 A run is results/<experiment>/<run-id>/ (table1: <pair>-<run-id>/) with config.json, env.json (one entry
 per session), manifest.json (hashes) and its records, gzipped JSON lines in a fixed order. Table 1 has
