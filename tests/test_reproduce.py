@@ -40,6 +40,7 @@ def tiny(tmp_path_factory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.save(str(folder / "tokenizer.json"))
     shape = {"vocab_size": 257, "heads": 2, "kv_heads": 2, "context": 128, "layers": 1}
+    shape |= {"rope_theta": 10000.0, "norm_eps": 1e-5}
     digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     config = {"tokenizer": {"file": "tokenizer.json", "sha256": digest}}
     torch.manual_seed(0)
@@ -170,6 +171,7 @@ def test_time_that_is_up_ends_a_run_with_whole_rounds(tiny, tmp_path):
     ("arguments", "message"),
     [
         (["table1", "--cell", "kseq:8"], "--cell: found 'kseq:8'. Give RULE:K:L"),
+        (["table1", "--cell", "kseq:0:4"], "--cell: found 'kseq:0:4'. Give a K and an L"),
         (["table1", "--cell", "magic:8:4"], "no rule named 'magic'"),
         (["table1", "--prompts", "0"], "--prompts: found 0"),
         (["table1", "--prompts", "1001", "--device", "cpu"], "count=1001"),

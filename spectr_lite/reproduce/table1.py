@@ -89,6 +89,8 @@ class Cell:
             ) from error
         if rule != "autoregressive":
             verifiers.get(rule)
+            if min(cell.num_drafts, cell.draft_length) < 1:
+                raise ValueError(f"--cell: found {text!r}. Give a K and an L of at least 1")
         return cell
 
     def record(self) -> Record:
