@@ -125,9 +125,13 @@ def test_numbers(lab):
         }
         for name, value in expected.items():
             assert close(found[name], value), (name, given)
-        # Where no draft is ever wanted (beta = 0) any rho will do.
-        assert beta == 0 or close(found["kseq"]["rho"], rho.item()), given
-        assert close(found["kseq"]["beta"], beta), given
+        # Where no draft is ever wanted (beta = 0) any rho will do; and where nearly every tuple has
+        # a draft that passes, float64 cannot tell rho* from its neighbours: both are roots then.
+        there = found["kseq"]["rho"]
+        passes = kseq.acceptance_of_one(p, q, torch.tensor(there, dtype=p.dtype)).item()
+        root = abs(1 - (1 - passes) ** k - there * passes) < 1e-14
+        assert beta == 0 or root or close(there, rho.item()), given
+        assert close(found["kseq"]["beta"], passes), given
         assert close(found["kseq"]["acceptance"], RULES["kseq"].acceptance(draft, target, k)), given
         assert close(found["kseq"]["residual"], kseq.residual(p, q, rho, k)), given
         # Tokens the target never says may be ordered in any way; they are never kept.
