@@ -102,25 +102,34 @@ def timed(runs: list[dict[str, Any]]) -> list[Timed]:
     return found
 
 
-def status(found: list[Timed], lines: list[str]) -> str:
+def status(found: list[Timed], recorded: str) -> str:
     """How far a claim about time has been tested, and on what."""
     devices = {point.kind for point in found}
     if not devices:
         return "**Not yet measured**, on any device.\n"
     head = "**Measured on a GPU.**" if "GPU" in devices else "**Not yet measured on a GPU.**"
-    return f"{head} Recorded:\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
+    return f"{head} Recorded:\n\n{recorded}"
+
+
+def by_length(values: dict[tuple[str, str, int], str]) -> str:
+    """A table with a row for each run, from the values of (run, device, draft length)."""
+    runs = dict.fromkeys((source, device) for source, device, _ in values)
+    rows = [
+        [source, device, *(values.get((source, device, length), "–") for length in (4, 8))]
+        for source, device in runs
+    ]
+    return table(["run", "device", "8 × 4", "8 × 8"], rows)
 
 
 def speeds(found: list[Timed], over: int) -> str:
     """Speed at eight drafts, relative to autoregressive (over=0) or speculative decoding (over=1)."""
     ones = {(t.source, t.length): t.speed for t in found if t.drafts == 1}
     many = [t for t in found if t.drafts == 8 and (not over or (t.source, t.length) in ones)]
-    lines = [
-        f"{t.speed / (ones[t.source, t.length] if over else 1):.2f} times as fast at "
-        f"{t.drafts} × {t.length} on a {t.kind} ({t.source})"
+    values = {
+        (t.source, t.kind, t.length): f"{t.speed / (ones[t.source, t.length] if over else 1):.2f}"
         for t in many
-    ]
-    return status(many, lines)
+    }
+    return status(many, by_length(values))
 
 
 def drafts_cost(found: list[Timed]) -> str:
@@ -132,12 +141,10 @@ def drafts_cost(found: list[Timed]) -> str:
     )
     ones = {(t.source, t.length): t.cost for t in found if t.drafts == 1}
     many = [t for t in found if t.drafts == 8 and (t.source, t.length) in ones]
-    lines = [
-        f"{t.cost / ones[t.source, t.length] - 1:.0%} more at $L = {t.length}$ on a {t.kind} "
-        f"({t.source})"
-        for t in many
-    ]
-    return f"*Paper:* {theirs}, as its two columns imply.\n\n{status(many, lines)}"
+    values = {
+        (t.source, t.kind, t.length): f"+{t.cost / ones[t.source, t.length] - 1:.0%}" for t in many
+    }
+    return f"*Paper:* {theirs}, as its two columns imply.\n\n{status(many, by_length(values))}"
 
 
 def one_call(latency: list[dict[str, Any]]) -> str:
@@ -159,7 +166,7 @@ def one_call(latency: list[dict[str, Any]]) -> str:
             f"each further token in the target's call adds {run['costs']['score']:.3f} of a step, by "
             f"the fitted cost of a turn on a {kind(run)} ({source})"
         )
-    return status(found, lines)
+    return status(found, "\n".join(f"- {line}" for line in lines) + "\n")
 
 
 def rules(runs: list[dict[str, Any]]) -> str:
