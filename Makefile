@@ -27,7 +27,7 @@ test: $(STAMP)  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 notebooks: $(STAMP)  ## Run the notebooks from the built wheel: as on Colab, and with the newest versions
-	$(BIN)/python scripts/run_notebooks.py
+	$(BIN)/python scripts/site/run_notebooks.py
 
 serve:  ## Show the built site on http://localhost:8000 (PORT=... for another)
 	$(PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory $(HTML)
@@ -36,7 +36,7 @@ lint: $(STAMP)  ## Check code, spelling and notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
-	$(BIN)/python scripts/check_notebooks.py
+	$(BIN)/python scripts/site/check_notebooks.py
 
 format: $(STAMP)  ## Mend what lint can mend by itself
 	$(BIN)/ruff check --fix .
@@ -44,13 +44,13 @@ format: $(STAMP)  ## Mend what lint can mend by itself
 	$(BIN)/nbstripout $(wildcard notebooks/*.ipynb)
 
 check-site: $(STAMP)  ## Check the built site, in headless Chromium too where there is one
-	$(BIN)/python scripts/check_site.py $(if $(REQUIRE_ALL),--require-browser)
+	$(BIN)/python scripts/site/check_site.py $(if $(REQUIRE_ALL),--require-browser)
 
 tables: $(STAMP)  ## Write every generated summary and table again, from results/
 	$(BIN)/python scripts/tables.py
 
 picture: $(STAMP)  ## The README's picture, from the screenshots of check-site
-	$(BIN)/python scripts/readme_picture.py
+	$(BIN)/python scripts/site/readme_picture.py
 
 front-page: $(STAMP)
 	$(BIN)/python scripts/front_page.py
@@ -61,10 +61,10 @@ constraints: $(STAMP)  ## Write the versions now installed to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
 
 set-repository: $(STAMP)  ## Rewrite the repository's address everywhere: make set-repository URL=https://...
-	$(BIN)/python scripts/set_repository.py "$(URL)"
+	$(BIN)/python scripts/site/set_repository.py "$(URL)"
 
 smollm2: $(STAMP)  ## Fetch SmolLM2-135M (98 MB) into data/smollm2, for `decode --pair smollm2`
-	$(BIN)/python scripts/fetch_smollm2.py
+	$(BIN)/python -m training.fetch_smollm2
 
 gpu: $(STAMP)  ## On a machine with a GPU: checks, then every measurement, in half an hour
 	$(BIN)/python scripts/gpu_session.py

@@ -17,7 +17,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from spectr_lite import distributions, plotting, transport, verifiers
+from spectr_lite import distributions, transport, verifiers
+from spectr_lite.book import plotting
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "book" / "_generated"

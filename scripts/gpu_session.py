@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from spectr_lite import experiment
+from spectr_experiments import records
 from spectr_lite.models.smollm2 import SHIPPED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,9 +47,9 @@ def steps(run_id: str, scratch: str) -> list[Step]:
     large = "smollm2-distilled" if (SHIPPED / "draft.safetensors").is_file() else "smollm2"
 
     def decoding(pair: str, minutes: float) -> Step:
-        script = ["scripts/benchmark_decoding.py", "--pair", pair]
+        script = ["-m", "spectr_experiments.decoding", "--pair", pair]
         full = [*script, "--device", "cuda", "--run-id", run_id, "--minutes", f"{minutes}"]
-        tiny = ["scripts/benchmark_decoding.py", "--quick", "--run-id", f"dry-{pair}"]
+        tiny = ["-m", "spectr_experiments.decoding", "--quick", "--run-id", f"dry-{pair}"]
         return Step(f"decoding-{pair}", full, [*tiny, "--results", scratch], minutes + 1.5)
 
     def reproduce(table: str, name: str, full: list[str], tiny: list[str], minutes: float) -> Step:
@@ -70,7 +70,7 @@ def steps(run_id: str, scratch: str) -> list[Step]:
             ["-c", "from spectr_lite import environment; environment.report()"],
             1,
         ),
-        Step("fetch-smollm2", ["scripts/fetch_smollm2.py"], ["scripts/fetch_smollm2.py"], 1),
+        Step("fetch-smollm2", ["-m", "training.fetch_smollm2"], ["-m", "training.fetch_smollm2"], 1),
         Step(
             "checks",
             ["-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py", "tests/test_graphs.py"],
@@ -84,16 +84,16 @@ def steps(run_id: str, scratch: str) -> list[Step]:
         reproduce("appendix-e", "appendix-e", [], ["--rounds", "1"], 2),
         Step(
             "verifiers",
-            ["scripts/benchmark_verifiers.py", "--device", "cuda", "--run-id", run_id],
-            ["scripts/benchmark_verifiers.py", "--rounds", "2", "--vocabularies", "100",
+            ["-m", "spectr_experiments.verifiers", "--device", "cuda", "--run-id", run_id],
+            ["-m", "spectr_experiments.verifiers", "--rounds", "2", "--vocabularies", "100",
              "--run-id", "dry", "--results", scratch],
             2,
         ),
         Step(
             "distil",
-            ["scripts/distil_smollm2.py", "--device", "cuda", "--run-id", run_id,
+            ["-m", "training.smollm2_draft", "--device", "cuda", "--run-id", run_id,
              "--stage", "sample", "shapes", "train"],
-            ["scripts/distil_smollm2.py", "--help"],
+            ["-m", "training.smollm2_draft", "--help"],
             9,
             open_ended=True,
         ),
@@ -157,7 +157,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone")
     parser.add_argument("--dry-run", action="store_true", help="every step, tiny, on the CPU")
     options = parser.parse_args()
-    run_id = options.run_id or f"cuda-{experiment.now()[:10]}"
+    run_id = options.run_id or f"cuda-{records.now()[:10]}"
     with tempfile.TemporaryDirectory() as scratch:
         todo = steps(run_id, scratch)
         names = [step.name for step in todo]
@@ -171,7 +171,7 @@ def main() -> int:
 
         def record(done: dict) -> None:
             with (folder / "steps.jsonl").open("a", encoding="utf-8") as out:
-                out.write(json.dumps({"end": experiment.now(), **done}) + "\n")
+                out.write(json.dumps({"end": records.now(), **done}) + "\n")
 
         return 0 if session(todo, options.minutes, False, record) else 1
 

@@ -15,8 +15,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from spectr_lite import models, plotting
-from spectr_lite.reproduce.recorded import summary, table
+from spectr_lite import models
+from spectr_lite.book import plotting
+from spectr_lite.book.recorded import summary, table
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "book" / "_generated"
@@ -64,7 +65,7 @@ def quality() -> str:
     """The same held-out text for all pairs."""
     measured = summary("models")
     if "pairs" not in measured:
-        return "*Not recorded yet: `python scripts/measure_models.py --run-id ID`.*\n"
+        return "*Not recorded yet: `python -m spectr_experiments.models --run-id ID`.*\n"
 
     def cell(entry: dict, role: str, key: str, digits: int) -> str:
         return f"{entry[role][key]:.{digits}f}" if role in entry else "—"
@@ -90,7 +91,7 @@ def smollm2_drafts() -> str:
     """Acceptance against cost, on text that SmolLM2 wrote."""
     found = summary("smollm2-drafts")
     if "drafts" not in found:
-        return "*Not recorded yet: `python scripts/compare_smollm2_drafts.py --run-id ID`.*\n"
+        return "*Not recorded yet: `python -m spectr_experiments.drafts --run-id ID`.*\n"
     rows = []
     for entry in sorted(found["drafts"], key=lambda entry: entry["cost"]):
         text = entry["texts"]["own"]

@@ -1,7 +1,7 @@
 """Write what the claims ledger, the reproducibility card and "Leaving one GPU" show of recorded runs.
 
 Into book/_generated. Every number is read from a summary in spectr_lite/results or from the paper's
-own numbers (spectr_lite/reproduce/paper.json); a claim that no run has measured says so, and stops
+own numbers (spectr_lite/book/paper.json); a claim that no run has measured says so, and stops
 saying so by itself when one has.
 """
 
@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from spectr_lite import transport, verifiers
-from spectr_lite.reproduce import paper
-from spectr_lite.reproduce.recorded import by_pair, cell, kind, summary, table
-from spectr_lite.timing import Costs, acceptance_for
+from spectr_lite.book.costs import Costs, acceptance_for
+from spectr_lite.book.recorded import by_pair, cell, kind, paper, summary, table
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "book" / "_generated"
@@ -252,7 +251,7 @@ def card(runs: list[dict[str, Any]]) -> str:
             "Yes: Algorithms 1 to 3",
             "**Yes**, and the code that runs them: Algorithms "
             "[1](repo:spectr_lite/verifiers/coupling.py), [2](repo:spectr_lite/verifiers/kseq.py) "
-            "and [3](repo:spectr_lite/decoding.py)",
+            "and [3](repo:spectr_lite/decoding/loop.py)",
         ],
         [
             "Open source code",
@@ -264,14 +263,15 @@ def card(runs: list[dict[str, Any]]) -> str:
             "In part: LM1B is open, PaLM 2 is not",
             "**Yes**: [every pair](models.md) is open; measured are "
             f"{', '.join(sorted({run['pair'] for run in runs})) or 'none'}. Text in the public "
-            "domain; [LM1B](repo:spectr_lite/prompts.py) can be asked for where the hub is reachable",
+            "domain; [LM1B](repo:spectr_lite/models/prompts.py) can be asked for where the hub is "
+            "reachable",
         ],
         [
             "Data set splits",
             'No: "test prompts"',
-            "**Yes**: whole speeches are [held out](repo:scripts/fetch_sotu.py), [a thousand "
-            "prompts](repo:spectr_lite/prompts.py) are cut by a fixed rule and come with the package; "
-            "their hash is in every run",
+            "**Yes**: whole speeches are [held out](repo:training/corpus.py), [a thousand "
+            "prompts](repo:spectr_lite/models/prompts.py) are cut by a fixed rule and come with the "
+            "package; their hash is in every run",
         ],
         [
             "Hardware",

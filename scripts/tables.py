@@ -12,12 +12,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITERS = {  # experiment in results/, or what the tables are of: command
-    "benchmark-transport": ("scripts/benchmark_transport.py", "--summarise"),
-    "benchmark-verifiers": ("scripts/benchmark_verifiers.py", "--summarise"),
-    "benchmark-decoding": ("scripts/benchmark_decoding.py", "--summarise"),
-    "next-token-laws": ("scripts/record_next_token_laws.py", "--summary"),
-    "smollm2-drafts": ("scripts/compare_smollm2_drafts.py", "--summary"),
-    "models": ("scripts/measure_models.py", "--summary"),
+    "benchmark-transport": ("spectr_experiments.transport", "--summarise"),
+    "benchmark-verifiers": ("spectr_experiments.verifiers", "--summarise"),
+    "benchmark-decoding": ("spectr_experiments.decoding", "--summarise"),
+    "next-token-laws": ("spectr_experiments.next_token", "--summary"),
+    "smollm2-drafts": ("spectr_experiments.drafts", "--summary"),
+    "models": ("spectr_experiments.models", "--summary"),
     "table1": ("spectr_lite", "reproduce", "summarise"),
     "appendix-e": ("spectr_lite", "reproduce", "summarise"),
 }
@@ -34,7 +34,8 @@ def main() -> None:
     for script, *arguments in (*dict.fromkeys(recorded), *PAGES):
         sys.argv = [script, *arguments]
         try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            run = runpy.run_path if script.endswith(".py") else runpy.run_module
+            run(script, run_name="__main__")
         except SystemExit as end:
             if end.code:
                 sys.exit(f"{' '.join(sys.argv)} ended with status {end.code}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from wrong_variants import Deduplicated, PlainResidual, RhoOne, StaleCount
 
 from spectr_lite import verifiers
-from spectr_lite.laws import IID
+from spectr_lite.distributions import IID
 
 WRONG = [Deduplicated(), RhoOne(), PlainResidual(), StaleCount()]
 

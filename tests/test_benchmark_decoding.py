@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from spectr_lite import timing
+from spectr_experiments import clocks
+from spectr_lite.book import costs
 from spectr_lite.models import load_pair
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,12 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location(
-        "benchmark_decoding", ROOT / "scripts" / "benchmark_decoding.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from spectr_experiments import decoding
+
+    return decoding
 
 
 @pytest.fixture(scope="module")
@@ -73,39 +70,39 @@ def test_stages_are_those_of_the_loop(verifier):
     settings = {"num_drafts": 2, "draft_length": 2, "generator": 0, "new_tokens": 20}
     settings |= {"verifier": verifier}
     rows = [[5, 6], [7]]
-    plain = timing.run_turns(pair.target, pair.draft, rows, **settings)
-    staged = timing.stage_turns(pair.target, pair.draft, rows, **settings)
+    plain = clocks.run_turns(pair.target, pair.draft, rows, **settings)
+    staged = clocks.stage_turns(pair.target, pair.draft, rows, **settings)
     assert (plain.count, plain.emitted) == (staged.count, staged.emitted)
-    assert {*timing.STAGES, "target forward", "draft forward"} == set(staged.stages)
-    assert sum(staged.stages[name] for name in timing.STAGES) <= staged.seconds
+    assert {*clocks.STAGES, "target forward", "draft forward"} == set(staged.stages)
+    assert sum(staged.stages[name] for name in clocks.STAGES) <= staged.seconds
     assert all(bool(turn.active.all()) for turn in plain.trace)
     assert not {"forward"} & {*vars(pair.target), *vars(pair.draft)}
-    alone = timing.stage_turns(pair.target, None, rows, num_drafts=0, new_tokens=5)
+    alone = clocks.stage_turns(pair.target, None, rows, num_drafts=0, new_tokens=5)
     assert alone.count == 4 and alone.stages["draft"] < alone.stages["score"]
 
 
 def test_the_fit_finds_the_costs_that_made_its_points():
-    made = timing.Costs(fixed=0.7, draft=0.2, score=0.03, error=0.0)
+    made = costs.Costs(fixed=0.7, draft=0.2, score=0.03, error=0.0)
     points = {(k, length): made.turn(k, length) for k in (1, 2, 8) for length in (2, 4, 8)}
-    found = timing.fit_costs(points)
+    found = costs.fit_costs(points)
     for name in ("fixed", "draft", "score"):
         assert getattr(found, name) == pytest.approx(getattr(made, name))
     assert found.error < 1e-9
 
 
 def test_acceptance_for_a_block_efficiency():
-    assert timing.acceptance_for(sum(0.8**i for i in range(9)), 8) == pytest.approx(0.8)
-    assert timing.acceptance_for(9.0, 8) == pytest.approx(1)
-    assert timing.acceptance_for(9.1, 8) is None
+    assert costs.acceptance_for(sum(0.8**i for i in range(9)), 8) == pytest.approx(0.8)
+    assert costs.acceptance_for(9.0, 8) == pytest.approx(1)
+    assert costs.acceptance_for(9.1, 8) is None
 
 
 def test_what_is_needed_is_enough(benchmark):
     """At the costs or the block efficiency it names, the fitted speed is the one that was wanted."""
-    fit = timing.Costs(fixed=1.0, draft=0.1, score=0.01, error=0.0)
+    fit = costs.Costs(fixed=1.0, draft=0.1, score=0.01, error=0.0)
     corner = {"cost": {"median": fit.turn(8, 8)}, "block_efficiency": 7.0}
     need = benchmark.needed(fit, corner, 8, 8)
     assert need["block_efficiency_needed"] / fit.turn(8, 8) == pytest.approx(2.13)
-    cheaper = timing.Costs(1.0, need["draft_step_needed"], 0.01, 0.0)
+    cheaper = costs.Costs(1.0, need["draft_step_needed"], 0.01, 0.0)
     assert 7.0 / cheaper.turn(8, 8) == pytest.approx(2.13)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -15,15 +14,13 @@ import pytest
 from spectr_lite import distributions, transport
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "scripts" / "benchmark_transport.py"
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_transport", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from spectr_experiments import transport
+
+    return transport
 
 
 def test_summary_is_generated_from_the_records(benchmark: ModuleType) -> None:
@@ -76,11 +73,8 @@ def test_optimum_by_cells_equals_the_sorted_one(benchmark: ModuleType) -> None:
 
 
 def test_cost_of_the_rules_is_generated_from_the_records() -> None:
-    spec = importlib.util.spec_from_file_location(
-        "benchmark_verifiers", ROOT / "scripts" / "benchmark_verifiers.py"
-    )
-    rules = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rules)
+    from spectr_experiments import verifiers as rules
+
     assert json.loads(rules.SUMMARY.read_text(encoding="utf-8")) == rules.summarise()
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spectr_lite import models, prompts
-from spectr_lite.models import Pair, Transformer, TransformerConfig, load_pair, pair_names
+from spectr_lite import models
+from spectr_lite.models import Pair, Transformer, TransformerConfig, load_pair, pair_names, prompts
 
 PAIR = models.PAIRS["bundled"]
 CONFIG = json.loads((PAIR / "config.json").read_text())

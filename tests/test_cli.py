@@ -12,7 +12,8 @@ import pytest
 
 import spectr_lite
 from spectr_lite import distributions as D
-from spectr_lite.__main__ import load, main
+from spectr_lite.__main__ import main
+from spectr_lite.commands.check import load
 
 RULES = """
 from spectr_lite.verifiers.kseq import KSeq

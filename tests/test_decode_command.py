@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from spectr_lite import decode_command, models
+from spectr_lite import models
+from spectr_lite.commands import decode
 from spectr_lite.decoding import generate
-from spectr_lite.rendering import TextStream, pieces, to_html
+from spectr_lite.decoding.rendering import TextStream, pieces, to_html
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +18,8 @@ def pair():
 
 def run(*words):
     parser = argparse.ArgumentParser()
-    decode_command.add_arguments(parser)
-    return decode_command.run(parser.parse_args(["--device", "cpu", *words]))
+    decode.add_arguments(parser)
+    return decode.run(parser.parse_args(["--device", "cpu", *words]))
 
 
 def test_streams_the_text_and_its_block_efficiency(pair, capsys):

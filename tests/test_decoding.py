@@ -10,11 +10,11 @@ from tiny_models import make_pair
 
 from spectr_lite import verifiers
 from spectr_lite.decoding import Tree, decode, generate
-from spectr_lite.enumeration import joint_law
+from spectr_lite.decoding.enumeration import joint_law
 from spectr_lite.models import load_pair
 from spectr_lite.models.markov import worked_pair
 from spectr_lite.stats import chi_square
-from spectr_lite.verifiers.tree import TreeVerifier
+from spectr_lite.verifiers.base import TreeVerifier
 
 FALSE_ALARM = 1e-6  # of each statistical test; seeds are fixed, so a failure stays one
 START = 3  # the start token of the worked chain
@@ -178,7 +178,7 @@ def test_one_target_call_each_turn_and_one_copy_of_the_prefix(tiny_pair):
 def test_a_prompt_read_in_pieces_is_the_same_prompt(tiny_pair, monkeypatch):
     settings = {"num_drafts": 2, "draft_length": 2, "max_new_tokens": 10, "generator": 4}
     whole = generate(*tiny_pair, PROMPTS, **settings)
-    monkeypatch.setattr("spectr_lite.decoding.PROMPT_PIECE", 3)
+    monkeypatch.setattr("spectr_lite.decoding.loop.PROMPT_PIECE", 3)
     assert generate(*tiny_pair, PROMPTS, **settings).tokens == whole.tokens
 
 

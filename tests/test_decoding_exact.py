@@ -11,9 +11,9 @@ from decoding_rules import WRONG, decoding_rules
 from wrong_variants import StaleCount
 
 from spectr_lite import verifiers
-from spectr_lite.enumeration import block_law, expected_tokens, joint_law
+from spectr_lite.decoding import enumeration
+from spectr_lite.decoding.enumeration import block_law, expected_tokens, joint_law
 from spectr_lite.models.markov import MarkovModel, worked_pair
-from spectr_lite.verifiers import tree
 
 
 def context_free(law):
@@ -153,7 +153,7 @@ def test_recursion_equals_the_literal_algorithm(vocabulary, num_drafts, rule):
 def test_recursion_equals_the_listing_of_all_paths(num_drafts):
     target, draft = random_chain(3, 5).next_law, random_chain(3, 6).next_law
     rule = verifiers.get("kseq")
-    law, accepted = tree.block_law(target, draft, rule, num_drafts, 3)
+    law, accepted = enumeration.block_law_of_paths(target, draft, rule, num_drafts, 3)
     assert np.abs(block_law(target, draft, rule, num_drafts, 3) - law).max() < 1e-14
     assert expected_tokens(target, draft, rule, num_drafts, 3) == pytest.approx(1 + accepted)
 

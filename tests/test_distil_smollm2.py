@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from spectr_lite.models.transformer import Transformer, TransformerConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-import distil_smollm2 as distil
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from training import smollm2_draft as distil
 
 
 @pytest.fixture

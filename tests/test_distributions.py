@@ -113,7 +113,7 @@ def test_tokens_must_broadcast_with_the_distributions():
 def test_unknown_rules_and_laws_are_named():
     with pytest.raises(ValueError, match=r"verifier: no rule named 'best'. Known rules: .*kseq"):
         verifiers.get("best")
-    from spectr_lite.laws import IID, WithoutReplacement
+    from spectr_lite.distributions import IID, WithoutReplacement
 
     with pytest.raises(ValueError, match=r"law: 'kseq' is not lossless for .*WithoutReplacement"):
         verifiers.get("kseq").acceptance(GOOD, GOOD, 2, law=WithoutReplacement())

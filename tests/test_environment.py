@@ -9,7 +9,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from spectr_lite import environment, plotting, verifiers
+from spectr_lite import verifiers
+from spectr_lite.book import environment, plotting
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from spectr_lite import experiment
+from spectr_experiments import records
 
 
 @pytest.fixture
@@ -20,24 +20,24 @@ def checkout(tmp_path):
 
 
 def test_a_changed_source_makes_a_run_dirty(checkout):
-    clean = experiment.environment(checkout, ["code"], ["numpy"])
+    clean = records.environment(checkout, ["code"], ["numpy"])
     assert len(clean["commit"]) == 40 and clean["dirty"] is False
     assert set(clean["versions"]) == {"numpy"} and clean["device"].startswith("CPU")
     (checkout / "notes.txt").write_text("not a source\n")
-    assert experiment.environment(checkout, ["code"], [])["dirty"] is False
+    assert records.environment(checkout, ["code"], [])["dirty"] is False
     (checkout / "code" / "b.py").write_text("2\n")
-    assert experiment.environment(checkout, ["code"], [])["dirty"] is True
+    assert records.environment(checkout, ["code"], [])["dirty"] is True
 
 
 def test_outside_a_checkout_there_is_no_commit_to_record(tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
-        experiment.environment(tmp_path, ["."], [])
+        records.environment(tmp_path, ["."], [])
 
 
 @pytest.fixture
 def run(tmp_path):
     fields = {"cell": str, "prompt": int, "value": float}
-    found = experiment.Run(tmp_path / "run", {"records": fields}, {"records": ("cell", "prompt")})
+    found = records.Run(tmp_path / "run", {"records": fields}, {"records": ("cell", "prompt")})
     found.open({"cells": ["a"]}, resume=False, kinds=["records"])
     found.note({"phase": "all", "command": "python", "start": "now", "end": None})
     return found
@@ -110,7 +110,7 @@ def test_verification_finds_what_was_changed(run, name, change, message):
 def test_verification_reads_the_schema(run, wrong, message):
     lines = json.dumps(wrong) + "\n"
     (run.folder / "records.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
-    experiment.write_json(run.folder / "manifest.json", run.hashes())
+    records.write_json(run.folder / "manifest.json", run.hashes())
     with pytest.raises(ValueError, match=message):
         run.verify()
 

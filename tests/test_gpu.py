@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from spectr_lite import distributions, environment, stats, verifiers
+from spectr_lite import distributions, stats, verifiers
+from spectr_lite.book import environment
 from spectr_lite.decoding import generate
-from spectr_lite.laws import IID
+from spectr_lite.distributions import IID
 from spectr_lite.models import load_pair
 
 FALSE_ALARM = 1e-6

@@ -16,11 +16,11 @@ from tiny_models import make_pair
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spectr_lite import graphs, state
-from spectr_lite.decoding import Decoder, generate
+from spectr_lite.decoding import Decoder, generate, graphs, state
 from spectr_lite.models.markov import worked_pair
 from spectr_lite.models.ngram import TrigramModel
-from spectr_lite.verifiers import optimal, walk
+from spectr_lite.transport import nested
+from spectr_lite.verifiers import paths
 
 aten = torch.ops.aten
 LOOKS = {  # operations that bring a value to the host, or one from it
@@ -91,8 +91,8 @@ def recorded(monkeypatch):
     monkeypatch.setattr(graphs, "DEVICES", {"cpu"})
     monkeypatch.setattr(graphs, "watched", watched)
     monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(walk, "LOOKS", set())
-    monkeypatch.setitem(optimal.DENSE_LIMIT, "cpu", 1024)
+    monkeypatch.setattr(paths, "LOOKS", set())
+    monkeypatch.setitem(nested.DENSE_LIMIT, "cpu", 1024)
     monkeypatch.setattr(state, "SPAN", 16)
     return replayed
 

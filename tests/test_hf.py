@@ -18,13 +18,14 @@ import torch
 from wrong_variants import RhoOne
 
 from spectr_lite import stats
+from spectr_lite.huggingface import generate
 
 transformers = pytest.importorskip("transformers", minversion="5")
 
 from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList  # noqa: E402
 
-from spectr_lite import decoding, hf  # noqa: E402
-from spectr_lite.models.causal_lm import CausalLM  # noqa: E402
+from spectr_lite import decoding  # noqa: E402
+from spectr_lite.huggingface.causal_lm import CausalLM  # noqa: E402
 
 FALSE_ALARM = 1e-6
 SMALL = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -83,7 +84,9 @@ def both(target, loop, ids=IDS, mask=MASK, **settings):
 @pytest.mark.parametrize("verifier", ["kseq", "optimal-block"])
 def test_greedy_text_of_every_architecture(kind, verifier, tmp_path):
     target, draft = (random_model(tmp_path / str(i), kind, seed=i) for i in (0, 1))
-    plain, ours = both(target, hf.decoder(draft, verifier=verifier, num_drafts=3, draft_length=3))
+    plain, ours = both(
+        target, generate.decoder(draft, verifier=verifier, num_drafts=3, draft_length=3)
+    )
     assert torch.equal(plain, ours)
 
 
@@ -104,7 +107,7 @@ def test_greedy_text_of_every_architecture(kind, verifier, tmp_path):
 )
 def test_greedy_text_under_processors_and_limits(pair, settings):
     target, draft = pair
-    plain, ours = both(target, hf.decoder(draft, num_drafts=2, draft_length=4), **settings)
+    plain, ours = both(target, generate.decoder(draft, num_drafts=2, draft_length=4), **settings)
     assert torch.equal(plain, ours)
 
 
@@ -121,10 +124,10 @@ class StopsAt(StoppingCriteria):
 def test_stopping_criteria(pair, end, column):
     """Without an end token generate writes every row on until the last one has stopped."""
     target, draft = pair
-    whole, _ = both(target, hf.decoder(draft, num_drafts=0), eos_token_id=None)
+    whole, _ = both(target, generate.decoder(draft, num_drafts=0), eos_token_id=None)
     plain, ours = both(
         target,
-        hf.decoder(draft, num_drafts=2, draft_length=4),
+        generate.decoder(draft, num_drafts=2, draft_length=4),
         eos_token_id=end,
         stopping_criteria=StoppingCriteriaList([StopsAt(int(whole[1, column]))]),
     )
@@ -135,36 +138,36 @@ def test_a_maximum_among_the_criteria(pair):
     target, draft = pair
     stop = StoppingCriteriaList([transformers.MaxLengthCriteria(max_length=8)])
     limits = {"stopping_criteria": stop, "max_new_tokens": None, "max_length": 30}
-    plain, ours = both(target, hf.decoder(draft), **limits)
+    plain, ours = both(target, generate.decoder(draft), **limits)
     assert plain.shape[1] == 8
     assert torch.equal(plain, ours)
 
 
 def test_no_draft_model_is_needed_without_drafts(pair):
-    plain, ours = both(pair[0], hf.decoder(None, num_drafts=0))
+    plain, ours = both(pair[0], generate.decoder(None, num_drafts=0))
     assert torch.equal(plain, ours)
 
 
 def test_a_draft_may_be_one_of_our_models(pair, tmp_path):
-    from spectr_lite.models.llama import load_folder
+    from spectr_lite.models.weights import load_folder
 
     random_model(tmp_path, seed=5)
     draft = load_folder(tmp_path)
-    plain, ours = both(pair[0], hf.decoder(draft, num_drafts=2))
+    plain, ours = both(pair[0], generate.decoder(draft, num_drafts=2))
     assert torch.equal(plain, ours)
 
 
 @pytest.mark.parametrize("width", [33, 48])
 def test_vocabularies_padded_to_other_widths(pair, width, tmp_path):
     draft = random_model(tmp_path, seed=3, vocab_size=width)
-    plain, ours = both(pair[0], hf.decoder(draft, num_drafts=2))
+    plain, ours = both(pair[0], generate.decoder(draft, num_drafts=2))
     assert torch.equal(plain, ours)
     pair[0].generate(
         IDS,
         attention_mask=MASK,
         do_sample=True,
         max_new_tokens=9,
-        custom_generate=hf.decoder(draft),
+        custom_generate=generate.decoder(draft),
     )
 
 
@@ -244,7 +247,7 @@ RULES = [("kseq", 3), ("optimal", 2), ("traversal", 2), ("coupling", 1)]
 )
 def test_sampled_texts_follow_the_law_of_generate(tiny, settings, verifier, num_drafts):
     target, draft = tiny
-    loop = hf.decoder(draft, verifier=verifier, num_drafts=num_drafts, draft_length=2)
+    loop = generate.decoder(draft, verifier=verifier, num_drafts=num_drafts, draft_length=2)
     law = exact_law(target, settings)
     for counts, row in zip(draws(target, loop, settings), law, strict=True):
         assert stats.chi_square(counts, row).p_value > FALSE_ALARM / 2
@@ -252,7 +255,7 @@ def test_sampled_texts_follow_the_law_of_generate(tiny, settings, verifier, num_
 
 def test_the_test_sees_a_rule_that_is_not_lossless(tiny):
     target, draft = tiny
-    loop = hf.decoder(draft, verifier=RhoOne(), num_drafts=3, draft_length=2)
+    loop = generate.decoder(draft, verifier=RhoOne(), num_drafts=3, draft_length=2)
     law = exact_law(target, SETTINGS[0])
     counts = draws(target, loop, SETTINGS[0])
     p_values = [stats.chi_square(*pair).p_value for pair in zip(counts, law, strict=True)]
@@ -270,7 +273,7 @@ def test_a_seed_fixes_the_text(pair):
                 attention_mask=MASK,
                 do_sample=True,
                 max_new_tokens=12,
-                custom_generate=hf.decoder(draft),
+                custom_generate=generate.decoder(draft),
                 return_dict_in_generate=True,
             ).sequences.tolist()
         )
@@ -279,7 +282,7 @@ def test_a_seed_fixes_the_text(pair):
 
 def test_the_adapter_reads_a_tree_as_our_transformer_does(tmp_path):
     """Same weights, same seed: the same text, turn by turn."""
-    from spectr_lite.models.llama import load_folder
+    from spectr_lite.models.weights import load_folder
 
     theirs, ours = [], []
     for i in (0, 1):
@@ -296,13 +299,14 @@ def test_a_pair_of_any_architecture(tmp_path):
     """Two folders, GPT-2 and a Llama, one tokenizer: the Llama is read into our own Transformer."""
     from tokenizers import Tokenizer, models
 
-    from spectr_lite.models import Transformer, hub
+    from spectr_lite.huggingface import pairs
+    from spectr_lite.models import Transformer
 
     tokenizer = Tokenizer(models.WordLevel({f"word{i}": i for i in range(38)}))
     for kind in ("gpt2", "llama"):
         random_model(tmp_path / kind, kind)
         tokenizer.save(str(tmp_path / kind / "tokenizer.json"))
-    pair = hub.load_pair(str(tmp_path / "gpt2"), str(tmp_path / "llama"))
+    pair = pairs.load_pair(str(tmp_path / "gpt2"), str(tmp_path / "llama"))
     assert [type(model) for model in (pair.target, pair.draft)] == [CausalLM, Transformer]
     assert pair.target.vocab_size == pair.draft.vocab_size == 38
     greedy = {"max_new_tokens": 12, "temperature": 0}
@@ -335,10 +339,10 @@ def test_architectures_that_cannot_be_rolled_back(kind, changes, message, tmp_pa
 
 def test_a_window_that_the_text_outgrows(pair, tmp_path):
     draft = random_model(tmp_path, "mistral", **LLAMA, sliding_window=24)
-    plain, ours = both(pair[0], hf.decoder(draft, num_drafts=1, draft_length=2))
+    plain, ours = both(pair[0], generate.decoder(draft, num_drafts=1, draft_length=2))
     assert torch.equal(plain, ours)
     with pytest.raises(ValueError, match="beyond 24 tokens"):
-        both(pair[0], hf.decoder(draft, num_drafts=4, draft_length=8))
+        both(pair[0], generate.decoder(draft, num_drafts=4, draft_length=8))
 
 
 def test_a_model_that_ignores_the_mask_is_found_out(pair):
@@ -372,15 +376,15 @@ def test_requests_that_cannot_be_honoured(pair, settings, message):
     target, draft = pair
     settings = {"attention_mask": MASK, "do_sample": False, "max_new_tokens": 4} | settings
     with pytest.raises(ValueError, match=message):
-        target.generate(input_ids=IDS, custom_generate=hf.decoder(draft), **settings)
+        target.generate(input_ids=IDS, custom_generate=generate.decoder(draft), **settings)
 
 
 def test_a_draft_of_the_wrong_kind(pair):
     with pytest.raises(TypeError, match="found str"):
-        both(pair[0], hf.decoder("small-model"))
+        both(pair[0], generate.decoder("small-model"))
 
 
 def test_without_transformers_the_error_says_what_to_install():
-    code = "import sys; sys.modules['transformers'] = None; import spectr_lite.hf"
+    code = "import sys; sys.modules['transformers'] = None; import spectr_lite.huggingface.generate"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pip install 'transformers>=5'" in done.stderr

@@ -14,7 +14,8 @@ from test_llama_loading import random_model, write_folder
 from tokenizers import AddedToken, Tokenizer, models
 
 from spectr_lite.decoding import generate
-from spectr_lite.models import END_OF_TEXT, Transformer, TransformerConfig, hub
+from spectr_lite.huggingface import pairs
+from spectr_lite.models import END_OF_TEXT, Transformer, TransformerConfig
 
 WORDS = ["a", "b", "c", "d", "e", "f"]
 REAL = len(WORDS) + 1  # and END_OF_TEXT
@@ -43,7 +44,7 @@ def folders(tmp_path: Path) -> tuple[str, str]:
 
 
 def test_a_pair_decodes_without_its_padding(folders: tuple[str, str]) -> None:
-    pair = hub.load_pair(*folders, dtype=torch.float64)
+    pair = pairs.load_pair(*folders, dtype=torch.float64)
     assert pair.target.vocab_size == pair.draft.vocab_size == pair.tokenizer.get_vocab_size()
     assert pair.end_of_text == REAL - 1
     made = generate(
@@ -55,13 +56,13 @@ def test_a_pair_decodes_without_its_padding(folders: tuple[str, str]) -> None:
 def test_other_words(folders: tuple[str, str], tmp_path: Path) -> None:
     other = write_model(tmp_path / "other", random_model(config(9)), ["a", "b", "x", "d", "e", "f"])
     with pytest.raises(ValueError, match=r"1 of 7 token ids differ, the first is 2: 'c' and 'x'"):
-        hub.load_pair(folders[0], other)
+        pairs.load_pair(folders[0], other)
 
 
 def test_more_words(folders: tuple[str, str], tmp_path: Path) -> None:
     other = write_model(tmp_path / "other", random_model(config(9)), [*WORDS, "g"])
     with pytest.raises(ValueError, match=r"2 of 8 token ids differ, the first is 6"):
-        hub.load_pair(folders[0], other)
+        pairs.load_pair(folders[0], other)
 
 
 def test_a_tokenizer_larger_than_a_model_of_transformers(
@@ -72,32 +73,32 @@ def test_a_tokenizer_larger_than_a_model_of_transformers(
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     shutil.copy(Path(folders[0]) / "tokenizer.json", tmp_path / "gpt2")
     with pytest.raises(ValueError, match="gpt2: the tokenizer has 7 tokens, the model 6"):
-        hub.load_pair(folders[0], str(tmp_path / "gpt2"))
+        pairs.load_pair(folders[0], str(tmp_path / "gpt2"))
 
 
 @pytest.mark.parametrize(("end", "token"), [(None, END_OF_TEXT), ([3, 4], "d"), (2, "c")])
 def test_the_end_of_a_text(tmp_path: Path, end: object, token: str) -> None:
     folder = write_model(tmp_path, random_model(config(REAL)), eos_token_id=end)
-    pair = hub.load_pair(folder, folder)
+    pair = pairs.load_pair(folder, folder)
     assert pair.end_of_text == pair.tokenizer.token_to_id(token)
 
 
 def test_an_end_that_is_no_token(tmp_path: Path) -> None:
     folder = write_model(tmp_path, random_model(config(REAL)), eos_token_id=70)
     with pytest.raises(ValueError, match="eos_token_id=70"):
-        hub.load_pair(folder, folder)
+        pairs.load_pair(folder, folder)
 
 
 def test_no_tokenizer(folders: tuple[str, str]) -> None:
     (Path(folders[1]) / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
-        hub.load_pair(*folders)
+        pairs.load_pair(*folders)
 
 
 def test_a_corrupt_tokenizer(folders: tuple[str, str]) -> None:
     (Path(folders[1]) / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer\.json is corrupt"):
-        hub.load_pair(*folders)
+        pairs.load_pair(*folders)
 
 
 def test_a_name_is_fetched_from_the_hub(
@@ -111,7 +112,7 @@ def test_a_name_is_fetched_from_the_hub(
         return folders[name == "maker/small"]
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    pair = hub.load_pair("maker/large", "maker/small")
+    pair = pairs.load_pair("maker/large", "maker/small")
     assert asked == ["maker/large", "maker/small"]
     assert pair.name == "maker/large + maker/small"
 
@@ -122,12 +123,12 @@ def test_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(FileNotFoundError, match=r"target: 'maker/large' is not a folder.*no route"):
-        hub.load_pair("maker/large", "maker/small")
+        pairs.load_pair("maker/large", "maker/small")
 
 
 def test_a_name_no_hub_could_have() -> None:
     with pytest.raises(FileNotFoundError, match=r"draft: 'not//a name'.*HFValidationError"):
-        hub.folder_of("not//a name", "draft")
+        pairs.folder_of("not//a name", "draft")
 
 
 def test_sharded_folder_without_a_part(folders: tuple[str, str]) -> None:
@@ -135,7 +136,7 @@ def test_sharded_folder_without_a_part(folders: tuple[str, str]) -> None:
     path = Path(folders[0])
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(FileNotFoundError, match=r"model-1\.safetensors is missing"):
-        hub.load_pair(*folders)
+        pairs.load_pair(*folders)
     save_file({"norm.weight": torch.ones(16)}, path / "model-1.safetensors")
     with pytest.raises(ValueError, match="do not fit its architecture"):
-        hub.load_pair(*folders)
+        pairs.load_pair(*folders)

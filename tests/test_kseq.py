@@ -16,7 +16,7 @@ from strategies import pairs
 from spectr_lite import distributions as D
 from spectr_lite import verifiers
 from spectr_lite.transport import optimal_acceptance
-from spectr_lite.verifiers import kseq, walk
+from spectr_lite.verifiers import kseq, paths
 from spectr_lite.verifiers.kseq import (
     KSeq,
     acceptance_of_any,
@@ -127,7 +127,7 @@ def test_any_number_of_steps_is_safe(pair, k, steps):
     """As on a GPU, where nobody looks whether the root is found."""
     p, q = (torch.tensor(side) for side in pair)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(walk, "LOOKS", set())
+        patch.setattr(paths, "LOOKS", set())
         patch.setattr(kseq, "NEWTON_STEPS", steps)
         rho = optimal_rho(p, q, k)
     assert float(excess(p, q, rho, k)) < 1e-12
@@ -135,7 +135,7 @@ def test_any_number_of_steps_is_safe(pair, k, steps):
 
 
 def test_the_steps_of_a_gpu_are_enough(monkeypatch):
-    monkeypatch.setattr(walk, "LOOKS", set())
+    monkeypatch.setattr(paths, "LOOKS", set())
     for seed in range(20):
         for pair in (D.zipf(1000, seed=seed), D.dirichlet(1000, 1.0, seed)):
             p, q = (torch.tensor(side) for side in pair)

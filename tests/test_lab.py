@@ -22,12 +22,13 @@ from scipy import stats
 from wrong_variants import RhoOne
 
 from spectr_lite import distributions, transport, verifiers
-from spectr_lite import lab as twin
-from spectr_lite.plotting import COLORS
+from spectr_lite.book import lab as twin
+from spectr_lite.book.plotting import COLORS
+from spectr_lite.transport import nested
 from spectr_lite.verifiers import kseq, optimal
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "site"))
 
 import lab_assets  # noqa: E402
 from check_site import NODE_MODULES  # noqa: E402
@@ -135,7 +136,7 @@ def test_numbers(lab):
         assert close(found["kseq"]["acceptance"], RULES["kseq"].acceptance(draft, target, k)), given
         assert close(found["kseq"]["residual"], kseq.residual(p, q, rho, k)), given
         # Tokens the target never says may be ordered in any way; they are never kept.
-        winner = optimal.plan(p, q, k).winner(p)
+        winner = nested.plan(p, q, k).winner(p)
         assert close(np.minimum(found["winner"], target), torch.minimum(winner, q)), given
         assert close(np.minimum(found["winner"], target).sum(), found["optimum"]), given
         worst = transport.worst_set(draft, target, k)
@@ -276,8 +277,8 @@ def test_page_is_clean(lab):
 
 def test_palette_is_the_books():
     css, js = lab_assets.palette()
-    assert (lab_assets.LAB / "palette.css").read_text() == css, "run scripts/lab_assets.py"
-    assert (lab_assets.LAB / "palette.js").read_text() == js, "run scripts/lab_assets.py"
+    assert (lab_assets.LAB / "palette.css").read_text() == css, "run scripts/site/lab_assets.py"
+    assert (lab_assets.LAB / "palette.js").read_text() == js, "run scripts/site/lab_assets.py"
     light = css.split('data-theme="dark"')[0]
     for key in lab_assets.SHOWN:
         assert f"--{key}: {COLORS[key]};" in light

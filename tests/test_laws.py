@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import distributions
 
 from spectr_lite import distributions as D
-from spectr_lite.laws import IID, TopM, WithoutReplacement
+from spectr_lite.distributions import IID, TopM, WithoutReplacement
 from spectr_lite.stats import chi_square
 
 LAWS = [IID(), WithoutReplacement(), TopM(1), TopM(2), TopM(6)]

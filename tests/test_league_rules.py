@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +10,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spectr_lite import transport, verifiers
-from spectr_lite.distributions import at
-from spectr_lite.laws import IID, TopM, WithoutReplacement
-from spectr_lite.verifiers import optimal
+from spectr_lite.distributions import IID, TopM, WithoutReplacement, at
+from spectr_lite.transport import nested
 from spectr_lite.verifiers.importance import Importance
 from spectr_lite.verifiers.recursive import Recursive, residual
 from spectr_lite.verifiers.recursive_wor import RecursiveWithoutReplacement
@@ -123,7 +120,7 @@ def test_a_cup_of_optimal_matches_between_equals_is_optimal():
     draft, target = np.random.default_rng(5).dirichlet(np.full(9, 0.6), size=(30, 2)).swapaxes(0, 1)
     player, q = torch.as_tensor(draft), torch.as_tensor(target)
     for k in (2, 4, 8):
-        player = optimal.plan(player, q, 2).winner(player)
+        player = nested.plan(player, q, 2).winner(player)
         best = transport.optimal_acceptance(draft, target, k)
         np.testing.assert_allclose(torch.minimum(player, q).sum(-1), best, atol=1e-12)
 
@@ -277,10 +274,8 @@ def test_a_wrong_rule_is_caught(rule):
 
 
 def test_the_summary_of_the_benchmark_is_made_from_its_records():
-    root = Path(__file__).resolve().parent.parent
-    spec = importlib.util.spec_from_file_location("bench", root / "scripts/benchmark_verifiers.py")
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+    from spectr_experiments import verifiers as bench
+
     shipped = json.loads(bench.SUMMARY.read_text(encoding="utf-8"))
     assert shipped == json.loads(json.dumps(bench.summarise()))
     assert {row["job"] for run in shipped["runs"] for row in run["rows"]} == {"token", "block"}

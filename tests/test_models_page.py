@@ -23,10 +23,12 @@ TINY = TransformerConfig(
 
 
 def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    if name == "models_page":
+        spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    return importlib.import_module(name)
 
 
 @pytest.fixture
@@ -96,9 +98,9 @@ def test_what_is_not_recorded_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_summary_is_that_of_the_newest_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = load_script("measure_models")
+    measure = load_script("spectr_experiments.models")
     if not measure.SUMMARY.is_file():
-        pytest.skip("no run of scripts/measure_models.py is recorded")
+        pytest.skip("no run of spectr_experiments/models.py is recorded")
     stored = measure.SUMMARY.read_bytes()
     monkeypatch.setattr(measure, "SUMMARY", tmp_path / "models.json")
     assert measure.write_summary().read_bytes() == stored

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spectr_lite.decoding import generate
-from spectr_lite.enumeration import block_law, joint_law
+from spectr_lite.decoding.enumeration import block_law, joint_law
 from spectr_lite.models.ngram import TrigramModel
 
 VOCABULARY = 4

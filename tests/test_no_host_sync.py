@@ -9,7 +9,8 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from spectr_lite import verifiers
-from spectr_lite.verifiers import optimal, walk
+from spectr_lite.transport import nested
+from spectr_lite.verifiers import paths
 
 VOCABULARY = 1000
 
@@ -25,8 +26,8 @@ def on_fake_tensors(function):
 
 @pytest.mark.parametrize("name", ["coupling", "kseq", "optimal"])
 def test_a_rule_runs_without_reading_a_value(name, monkeypatch):
-    monkeypatch.setitem(optimal.DENSE_LIMIT, "cpu", 1024)  # the path a GPU takes
-    monkeypatch.setattr(walk, "LOOKS", set())
+    monkeypatch.setitem(nested.DENSE_LIMIT, "cpu", 1024)  # the path a GPU takes
+    monkeypatch.setattr(paths, "LOOKS", set())
     token = on_fake_tensors(verifiers.get(name).pick)
     assert token.shape == (4,)
 

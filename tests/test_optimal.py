@@ -15,13 +15,13 @@ from strategies import pairs
 
 from spectr_lite import distributions as D
 from spectr_lite.stats import chi_square
-from spectr_lite.transport import optimal_acceptance, solve_lp
+from spectr_lite.transport import nested, optimal_acceptance, solve_lp
 from spectr_lite.verifiers import optimal
 
 CASES = json.loads((Path(__file__).parent / "cases" / "verifiers.json").read_text())
 
 
-def winner_law(plan: optimal.NestedPlan, draft: np.ndarray, k: int) -> np.ndarray:
+def winner_law(plan: nested.NestedPlan, draft: np.ndarray, k: int) -> np.ndarray:
     """The winner's law from the rule's words alone: Z opens edges, the highest pool wins.
 
     The open edges only change at an activation time. Between two of them, the drafts reach no further
@@ -47,13 +47,13 @@ def test_the_claimed_marginal_is_the_true_one_when_some_bins_are_empty():
     """Two edges with no draft mass between them must open together."""
     draft, target = D.zipf(300, seed=1)
     for k in (2, 8):
-        made = optimal.plan(torch.tensor(draft), torch.tensor(target), k, classes=256)
+        made = nested.plan(torch.tensor(draft), torch.tensor(target), k, classes=256)
         assert (torch.bincount(made.class_of, minlength=256) == 0).any()
         claimed = made.winner(torch.tensor(draft)).numpy()
         np.testing.assert_allclose(winner_law(made, draft, k), claimed, atol=1e-12)
 
 
-def by_words(plan: optimal.NestedPlan, draft: np.ndarray, target: np.ndarray, k: int):
+def by_words(plan: nested.NestedPlan, draft: np.ndarray, target: np.ndarray, k: int):
     """P(Y = y) and P(Y in S) by listing every tuple, and every set of open edges, one at a time."""
     classes, tau = plan.class_of.numpy(), plan.activation.numpy()
     winner = winner_law(plan, draft, k)
@@ -103,14 +103,14 @@ def awkward_pairs() -> list[tuple[np.ndarray, np.ndarray]]:
 @pytest.fixture(params=["tables", "heap"])
 def path(request, monkeypatch):
     """Both ways to a plan: tables of C x C, and removal with a heap."""
-    monkeypatch.setitem(optimal.DENSE_LIMIT, "cpu", 10**6 if request.param == "tables" else 0)
+    monkeypatch.setitem(nested.DENSE_LIMIT, "cpu", 10**6 if request.param == "tables" else 0)
     return request.param
 
 
 def check_plan(draft: np.ndarray, target: np.ndarray, k: int, classes: int | None) -> float:
     """The claimed marginal is the true one; answers the acceptance."""
     p, q = torch.tensor(draft), torch.tensor(target)
-    made = optimal.plan(p, q, k, classes)
+    made = nested.plan(p, q, k, classes)
     claimed = made.winner(p).numpy()
     assert ((made.activation >= 0) & (made.activation <= 1)).all()
     assert (made.activation[..., 0] == 0).all()
@@ -134,7 +134,7 @@ def test_awkward_pairs_reach_the_optimum(path, k):
 def test_any_pair_reaches_the_optimum_both_ways(pair, k):
     for limit in (10**6, 0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(optimal.DENSE_LIMIT, "cpu", limit)
+            patch.setitem(nested.DENSE_LIMIT, "cpu", limit)
             found = check_plan(*pair, k, None)
             assert found == pytest.approx(optimal_acceptance(*pair, k), abs=1e-11)
 
@@ -154,7 +154,7 @@ def test_the_rule_read_aloud_is_the_rule_in_code(path, seed, k):
     draft, target = D.dirichlet(4, 0.8, seed)
     rule = optimal.Optimal()
     output, inside = by_words(
-        optimal.plan(torch.tensor(draft), torch.tensor(target), k), draft, target, k
+        nested.plan(torch.tensor(draft), torch.tensor(target), k), draft, target, k
     )
     np.testing.assert_allclose(output, target, atol=1e-12)
     np.testing.assert_allclose(rule.output_distribution(draft, target, k), output, atol=1e-12)
@@ -166,7 +166,7 @@ def test_the_rule_read_aloud_is_the_rule_in_code(path, seed, k):
 def test_one_winner_is_best_for_every_weight(pair, k, weight):
     """sum min(r, w q) = min_A [ w q(A) + 1 - p(A)^k ] for every w in (0, 1]."""
     draft, target = pair
-    winner = optimal.plan(torch.tensor(draft), torch.tensor(target), k).winner(torch.tensor(draft))
+    winner = nested.plan(torch.tensor(draft), torch.tensor(target), k).winner(torch.tensor(draft))
     subsets = itertools.chain.from_iterable(
         itertools.combinations(range(len(draft)), size) for size in range(len(draft) + 1)
     )
@@ -180,7 +180,7 @@ def test_one_winner_is_best_for_every_weight(pair, k, weight):
 def test_reference_winner(case):
     """On each edge of the concave hull of (R, G) the winner's law is a multiple of the target."""
     p, q = (torch.tensor(np.array(case[side])) for side in ("draft", "target"))
-    winner, expected = optimal.plan(p, q, case["k"]).winner(p), torch.tensor(case["hull_r"])
+    winner, expected = nested.plan(p, q, case["k"]).winner(p), torch.tensor(case["hull_r"])
     # Among tokens the target never says the winner's law is free: none is accepted.
     said = q > 0
     np.testing.assert_allclose(winner[said], np.array(case["hull_r"])[said], atol=1e-9)
@@ -190,7 +190,7 @@ def test_reference_winner(case):
 def test_activation_times_lie_between_the_ends():
     """Blocks are not all pooled or all split: the times are what makes the plan more than a sort."""
     p, q = (torch.tensor(side) for side in D.zipf(200, seed=4))
-    tau = optimal.plan(p, q, 4).activation
+    tau = nested.plan(p, q, 4).activation
     between = (tau > 1e-6) & (tau < 1 - 1e-6)
     assert between.sum() > 20
     assert len(tau[between].unique()) > 20
@@ -208,8 +208,8 @@ def test_tables_and_heap_make_the_same_plan(pair, k, classes):
     made = {}
     for limit in (10**6, 0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(optimal.DENSE_LIMIT, "cpu", limit)
-            made[limit] = optimal.plan(p, q, k, classes)
+            patch.setitem(nested.DENSE_LIMIT, "cpu", limit)
+            made[limit] = nested.plan(p, q, k, classes)
             assert winner_law(made[limit], draft, k) == pytest.approx(
                 made[limit].winner(p).numpy(), abs=1e-12
             )
@@ -224,8 +224,8 @@ def test_tables_and_heap_agree_on_a_large_vocabulary(monkeypatch):
     p, q = (torch.tensor(side) for side in D.zipf(32_000, seed=1))
     made = []
     for limit in (1024, 0):
-        monkeypatch.setitem(optimal.DENSE_LIMIT, "cpu", limit)
-        made.append(optimal.plan(p, q, 8, classes=128))
+        monkeypatch.setitem(nested.DENSE_LIMIT, "cpu", limit)
+        made.append(nested.plan(p, q, 8, classes=128))
     np.testing.assert_allclose(made[0].activation, made[1].activation, atol=1e-7)
     np.testing.assert_allclose(made[0].winner(p), made[1].winner(p), atol=1e-9)
 
@@ -254,7 +254,7 @@ def test_bins_are_lossless_on_any_pair(pair, k, classes):
     draft, target = pair
     for limit in (10**6, 0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(optimal.DENSE_LIMIT, "cpu", limit)
+            patch.setitem(nested.DENSE_LIMIT, "cpu", limit)
             assert (
                 check_plan(draft, target, k, classes)
                 <= optimal_acceptance(draft, target, k) + 1e-12
@@ -265,8 +265,8 @@ def test_bins_are_lossless_on_any_pair(pair, k, classes):
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_an_unfinished_iteration_stays_lossless(monkeypatch, steps):
-    monkeypatch.setitem(optimal.DENSE_LIMIT, "cpu", 10**6)
-    monkeypatch.setattr(optimal, "DINKELBACH_STEPS", steps)
+    monkeypatch.setitem(nested.DENSE_LIMIT, "cpu", 10**6)
+    monkeypatch.setattr(nested, "DINKELBACH_STEPS", steps)
     for seed in range(5):
         draft, target = D.dirichlet(5, 0.7, seed)
         for k in (2, 4):

@@ -10,9 +10,8 @@ import huggingface_hub
 import pytest
 from tokenizers import Tokenizer
 
-from spectr_lite import prompts
-from spectr_lite.models import PAIRS, load_pair, smollm2
-from spectr_lite.models.llama import load_gguf
+from spectr_lite.models import PAIRS, load_pair, prompts, smollm2
+from spectr_lite.models.weights import load_gguf
 
 RUN = json.loads((PAIRS["bundled"] / "config.json").read_text())["run"]
 SPLIT = json.loads(

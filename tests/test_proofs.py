@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from spectr_lite import transport, verifiers
-from spectr_lite.laws import IID, TopM, WithoutReplacement
-from spectr_lite.verifiers import kseq, optimal
+from spectr_lite.distributions import IID, TopM, WithoutReplacement
+from spectr_lite.transport import nested
+from spectr_lite.verifiers import kseq
 
 Law = np.ndarray
 RNG_SEED = 20231
@@ -304,7 +305,7 @@ def test_a_rule_is_a_winner_and_a_coupling():
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_the_hull_is_convex_in_u_possible_and_optimal_for_every_weight(k):
     for draft, target in pairs(60, 6):
-        made = optimal.plan(torch.as_tensor(draft), torch.as_tensor(target), k)
+        made = nested.plan(torch.as_tensor(draft), torch.as_tensor(target), k)
         winner = made.winner(torch.as_tensor(draft)).numpy()
         order = np.argsort(made.class_of.numpy())
         U, _ = edges(draft, target, order)
@@ -380,9 +381,7 @@ def test_a_pooled_rule_has_a_chord_for_its_law():
 def test_every_possible_winner_is_a_nested_one(k):
     rng = np.random.default_rng(RNG_SEED)
     for draft, target in pairs(16, 5):
-        hull = optimal.plan(*map(torch.as_tensor, (draft, target)), k).winner(
-            torch.as_tensor(draft)
-        )
+        hull = nested.plan(*map(torch.as_tensor, (draft, target)), k).winner(torch.as_tensor(draft))
         for wanted in (hull.numpy(), random_winner(draft, k, rng)):
             used = np.flatnonzero(draft > 0)
             order = used[np.argsort(wanted[used] / draft[used], kind="stable")]
@@ -416,7 +415,7 @@ def test_removal_finds_the_times_and_so_does_the_package():
     for (draft, target), k in itertools.product(pairs(60, 7), (2, 5)):
         draft = (draft + 0.02) / (draft + 0.02).sum()
         p, q = torch.as_tensor(draft), torch.as_tensor(target)
-        made = optimal.plan(p, q, k)
+        made = nested.plan(p, q, k)
         U = made.draft_below.numpy()
         T = np.append(0, np.cumsum(made.winner(p).numpy()[np.argsort(made.class_of.numpy())]))
         tau = times(U, T, k)
@@ -456,7 +455,7 @@ def test_what_bins_can_cost():
     for (draft, target), k in itertools.product(pairs(20, 60), (2, 4)):
         p, q = torch.as_tensor(draft), torch.as_tensor(target)
         for classes in (5, 8, 16):
-            made = optimal.plan(p, q, k, classes)
+            made = nested.plan(p, q, k, classes)
             class_of = made.class_of.numpy()
             drafted, wanted = (np.bincount(class_of, law, classes) for law in (draft, target))
             spread = np.divide(wanted, drafted, where=drafted > 0, out=np.zeros(classes))
@@ -471,7 +470,7 @@ def test_a_cup_of_pairs_is_the_plan_for_all():
         p, q = torch.as_tensor(draft), torch.as_tensor(target)
         player = p
         for k in (2, 4, 8, 16):
-            player = optimal.plan(player, q, 2, classes=None).winner(player)
-            assert close(player, optimal.plan(p, q, k, classes=None).winner(p), 1e-10)
+            player = nested.plan(player, q, 2, classes=None).winner(player)
+            assert close(player, nested.plan(p, q, k, classes=None).winner(p), 1e-10)
             accepted = torch.minimum(player, q).sum().item()
             assert close(accepted, transport.optimal_acceptance(draft, target, k), 1e-10)

@@ -17,7 +17,7 @@ import yaml
 import spectr_lite
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "site"))
 
 import check_notebooks  # noqa: E402
 
@@ -97,7 +97,7 @@ def test_set_repository_rewrites_everything_that_derives_from_the_address(tmp_pa
         f"colab.research.google.com/github/{slug}/blob/main/a.ipynb git+https://github.com/{slug}@main"
     )
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    script = [sys.executable, tmp_path / "scripts" / "set_repository.py"]
+    script = [sys.executable, tmp_path / "scripts" / "site" / "set_repository.py"]
     subprocess.run([*script, "https://github.com/some-one/a.book/"], check=True)
     for path in tmp_path.rglob("*.*"):
         if path.suffix in {".yml", ".cff", ".md", ".ipynb"}:
@@ -108,7 +108,7 @@ def test_set_repository_rewrites_everything_that_derives_from_the_address(tmp_pa
 
 
 def test_set_repository_refuses_what_is_not_an_address() -> None:
-    script = ROOT / "scripts" / "set_repository.py"
+    script = ROOT / "scripts" / "site" / "set_repository.py"
     for wrong in ("", "example.org/a", "https://github.com/only-owner"):
         run = subprocess.run([sys.executable, script, wrong], capture_output=True, text=True)
         assert run.returncode == 2

@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 
-from spectr_lite import models, reproduce, stats
+from spectr_experiments import appendix_e, command, table1
+from spectr_lite import models, stats
 from spectr_lite.__main__ import main
-from spectr_lite.reproduce import appendix_e, command, table1
+from spectr_lite.book import recorded
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ["--cell", "kseq:3:4", "--cell", "traversal:2:4:0.8"]
@@ -203,7 +204,7 @@ def test_appendix_e_records_every_stage(tmp_path, monkeypatch, capsys):
 
 def test_appendix_e_has_the_papers_sizes():
     sizes = appendix_e.make_config(torch.device("cpu"), torch.float32, 1)
-    stated = reproduce.paper()["appendix_e"]
+    stated = recorded.paper()["appendix_e"]
     for role in ("target", "draft"):
         theirs = stated[role].pop("parameters")
         assert sizes[role]["parameters"] == pytest.approx(theirs, rel=0.05)
@@ -211,7 +212,7 @@ def test_appendix_e_has_the_papers_sizes():
 
 
 def test_the_papers_table_agrees_with_itself():
-    paper = reproduce.paper()
+    paper = recorded.paper()
     rows = {(row["num_drafts"], row["draft_length"]): row for row in paper["table1"]}
     for row in paper["iteration_cost"]:
         cell = rows[row["num_drafts"], row["draft_length"]]

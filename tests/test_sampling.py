@@ -9,9 +9,9 @@ from decoding_rules import WRONG, decoding_rules
 from tiny_models import make_pair
 
 from spectr_lite.decoding import generate
-from spectr_lite.enumeration import block_law, joint_law
+from spectr_lite.decoding.enumeration import block_law, joint_law
+from spectr_lite.decoding.sampling import Sampling
 from spectr_lite.models.markov import MarkovModel, worked_pair
-from spectr_lite.sampling import Sampling
 from spectr_lite.stats import chi_square
 
 FALSE_ALARM = 1e-6

@@ -11,9 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from spectr_lite import prompts
 from spectr_lite.decoding import generate
-from spectr_lite.models import files, pair_names, smollm2
+from spectr_lite.models import pair_names, prompts, smollm2, weights
 from spectr_lite.models.smollm2 import NarrowDraft, load_narrow, load_trigram
 from spectr_lite.models.transformer import Transformer, TransformerConfig
 
@@ -122,7 +121,7 @@ def test_every_pair_has_a_name():
 def test_the_shipped_files_are_whole_and_small():
     config = json.loads((smollm2.SHIPPED / "config.json").read_text())
     for entry in (config["draft"], config["text"]):
-        files.read(smollm2.SHIPPED / entry["file"], entry["sha256"])
+        weights.read(smollm2.SHIPPED / entry["file"], entry["sha256"])
     assert config["target"]["sha256"] == smollm2.SHA256
     assert sum(path.stat().st_size for path in smollm2.SHIPPED.iterdir()) < 30e6
 

@@ -23,7 +23,7 @@ SUMMARIES = [path for path in PUBLISHED if path.suffix == ".json"]
 def restored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout without any generated table, after `make tables` there."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("scripts", "results", "spectr_lite"):
+    for name in ("scripts", "results", "spectr_lite", "spectr_experiments", "training"):
         skip = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=skip)
     (folder / "book").mkdir()

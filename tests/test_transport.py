@@ -15,9 +15,16 @@ from hypothesis import strategies as st
 from strategies import pairs
 
 from spectr_lite import distributions as D
-from spectr_lite import laws, transport
-from spectr_lite.laws import IID, TopM, WithoutReplacement
-from spectr_lite.transport import lp_bytes, lp_size, optimal_acceptance, solve_lp, worst_set
+from spectr_lite import transport
+from spectr_lite.distributions import IID, TopM, WithoutReplacement, drafting
+from spectr_lite.transport import (
+    lp_bytes,
+    lp_size,
+    optimal_acceptance,
+    program,
+    solve_lp,
+    worst_set,
+)
 
 CASES = Path(__file__).parent / "cases"
 KSEQ = json.loads((CASES / "kseq.json").read_text())
@@ -250,7 +257,7 @@ def test_a_program_too_large_is_refused_with_its_size():
         ValueError, match=r"V=50 and k=4.*312,500,000 variables.*GiB.*limit is 4 GiB"
     ):
         solve_lp(draft, target, 4, "literal")
-    assert lp_bytes(50, 4, "literal") > transport.LP_BYTES_LIMIT
+    assert lp_bytes(50, 4, "literal") > program.LP_BYTES_LIMIT
     with pytest.raises(ValueError, match="GiB"):
         solve_lp(draft, target, 7)
     with pytest.raises(ValueError, match=r"about 10\^\d+ GiB"):
@@ -290,7 +297,7 @@ def test_worst_set_wants_one_pair():
 def test_bytes_alone_limit_the_program():
     """More tuples than an enumeration of laws may list, and still far from the limit in bytes."""
     draft, target = D.zipf(180)
-    assert laws.ENUMERATION_LIMIT < 180**3 and transport.lp_bytes(180, 2) < 2**28
+    assert drafting.ENUMERATION_LIMIT < 180**3 and transport.lp_bytes(180, 2) < 2**28
     found = transport.solve_lp(draft, target, 2)
     assert found.acceptance == pytest.approx(
         transport.optimal_acceptance(draft, target, 2), abs=1e-9

@@ -10,16 +10,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spectr_lite import transport, verifiers
-from spectr_lite.distributions import at, five_tokens
-from spectr_lite.laws import IID
+from spectr_lite.decoding.enumeration import block_law_of_paths, next_laws
+from spectr_lite.distributions import IID, at, five_tokens
 from spectr_lite.models.markov import worked_pair
-from spectr_lite.verifiers import optimal, walk
-from spectr_lite.verifiers.base import Verifier
+from spectr_lite.transport import nested
+from spectr_lite.verifiers import paths as walk
+from spectr_lite.verifiers.base import TreeVerifier, Verifier
 from spectr_lite.verifiers.block import BlockVerification
 from spectr_lite.verifiers.optimal_block import OptimalBlock
+from spectr_lite.verifiers.paths import BlockLaw, block_coins
 from spectr_lite.verifiers.traversal import Traversal
-from spectr_lite.verifiers.tree import TreeVerifier, block_coins, block_law, next_laws
-from spectr_lite.verifiers.walk import BlockLaw
 
 PATH_RULES = ("block", "traversal", "multipath-block", "optimal-block")
 SETTINGS = [
@@ -90,7 +90,7 @@ def test_the_finished_block_follows_the_target(name, vocabulary, length, k):
     for seed in range(3) if name in PATH_RULES else range(1):
         target = random_model(vocabulary, seed, zeros=seed == 1)
         draft = random_model(vocabulary, 100 + seed, zeros=seed > 0)
-        law, accepted = block_law(target, draft, verifiers.get(name), k, length)
+        law, accepted = block_law_of_paths(target, draft, verifiers.get(name), k, length)
         assert total_variation(law, joint_law(target, length + 1)) < 1e-12
         assert 0 <= accepted <= length
 
@@ -99,7 +99,7 @@ def test_the_finished_block_follows_the_target(name, vocabulary, length, k):
 def test_the_finished_block_follows_the_target_on_the_worked_chain(name):
     target, draft = worked_pair()
     k = 2 if takes(name, 2) else 1
-    law, _ = block_law(target.next_law, draft.next_law, verifiers.get(name), k, 2)
+    law, _ = block_law_of_paths(target.next_law, draft.next_law, verifiers.get(name), k, 2)
     assert total_variation(law, joint_law(target.next_law, 3)) < 1e-12
 
 
@@ -108,8 +108,8 @@ def test_the_finished_block_follows_the_target_on_the_worked_chain(name):
 
 def test_block_verification_against_token_wise_verification():
     target, draft = context_free([1 / 3, 2 / 3]), context_free([2 / 3, 1 / 3])
-    _, token_wise = block_law(target, draft, verifiers.get("coupling"), 1, 2)
-    _, block = block_law(target, draft, verifiers.get("block"), 1, 2)
+    _, token_wise = block_law_of_paths(target, draft, verifiers.get("coupling"), 1, 2)
+    _, block = block_law_of_paths(target, draft, verifiers.get("block"), 1, 2)
     assert token_wise == pytest.approx(10 / 9, abs=1e-14)
     assert block == pytest.approx(11 / 9, abs=1e-14)
 
@@ -123,7 +123,7 @@ MARKOV = {1: [1.7, 2.19, 2.474], 2: [1.84, 2.45843739, 2.82493458], 3: [1.875, 2
 def test_the_walk_of_k_seq_without_context(k):
     target, draft = context_free([0.5, 0.3, 0.2]), context_free([0.2, 0.3, 0.5])
     for length, tokens in enumerate(CONTEXT_FREE[k], start=1):
-        _, accepted = block_law(target, draft, verifiers.get("kseq"), k, length)
+        _, accepted = block_law_of_paths(target, draft, verifiers.get("kseq"), k, length)
         assert 1 + accepted == pytest.approx(tokens, abs=1e-8)
 
 
@@ -131,14 +131,16 @@ def test_the_walk_of_k_seq_without_context(k):
 def test_the_walk_of_k_seq_on_the_worked_chain(k):
     target, draft = worked_pair()
     for length, tokens in enumerate(MARKOV[k], start=1):
-        _, accepted = block_law(target.next_law, draft.next_law, verifiers.get("kseq"), k, length)
+        _, accepted = block_law_of_paths(
+            target.next_law, draft.next_law, verifiers.get("kseq"), k, length
+        )
         assert 1 + accepted == pytest.approx(tokens, abs=1e-8)
 
 
 def test_greedy_multi_path_accepts_what_an_independent_implementation_recorded():
     target, draft = context_free([0.3, 0.4, 0.3]), context_free([0.6, 0.3, 0.1])
     for k, recorded in ((1, 0.7), (3, 0.887)):
-        _, accepted = block_law(target, draft, verifiers.get("multipath-block"), k, 1)
+        _, accepted = block_law_of_paths(target, draft, verifiers.get("multipath-block"), k, 1)
         assert accepted == pytest.approx(recorded, abs=1e-12)
 
 
@@ -147,7 +149,9 @@ def test_the_order_of_the_rules_on_six_models():
     mean = {
         name: np.mean(
             [
-                block_law(random_model(3, s), random_model(3, s + 50), verifiers.get(name), 2, 2)[1]
+                block_law_of_paths(
+                    random_model(3, s), random_model(3, s + 50), verifiers.get(name), 2, 2
+                )[1]
                 for s in range(6)
             ]
         )
@@ -163,8 +167,8 @@ def test_the_order_of_the_rules_on_six_models():
 @pytest.mark.parametrize("name", ["traversal", "multipath-block", "optimal-block"])
 def test_one_path_is_block_verification(name):
     target, draft = random_model(3, 1), random_model(3, 2)
-    expected, accepted = block_law(target, draft, verifiers.get("block"), 1, 3)
-    law, found = block_law(target, draft, verifiers.get(name), 1, 3)
+    expected, accepted = block_law_of_paths(target, draft, verifiers.get("block"), 1, 3)
+    law, found = block_law_of_paths(target, draft, verifiers.get(name), 1, 3)
     assert found == pytest.approx(accepted, abs=1e-12)
     np.testing.assert_allclose(law, expected, atol=1e-13)
 
@@ -202,15 +206,19 @@ def test_equal_models_accept_everything_and_disjoint_ones_nothing():
     for name in PATH_RULES:
         k = 2 if takes(name, 2) else 1
         if name != "multipath-block":
-            assert block_law(law, law, verifiers.get(name), k, 2)[1] == pytest.approx(2, abs=1e-12)
-        assert block_law(law, other, verifiers.get(name), k, 2)[1] == pytest.approx(0, abs=1e-12)
+            assert block_law_of_paths(law, law, verifiers.get(name), k, 2)[1] == pytest.approx(
+                2, abs=1e-12
+            )
+        assert block_law_of_paths(law, other, verifiers.get(name), k, 2)[1] == pytest.approx(
+            0, abs=1e-12
+        )
 
 
 def test_greedy_multi_path_loses_by_ranking_tokens_that_are_equally_good():
     law = context_free([0.25, 0.75])
     rule = verifiers.get("multipath-block")
-    assert block_law(law, law, rule, 1, 2)[1] == pytest.approx(2, abs=1e-12)
-    assert block_law(law, law, rule, 2, 2)[1] < 1.7  # the second path makes it worse
+    assert block_law_of_paths(law, law, rule, 1, 2)[1] == pytest.approx(2, abs=1e-12)
+    assert block_law_of_paths(law, law, rule, 2, 2)[1] < 1.7  # the second path makes it worse
 
 
 def test_the_optimal_marginal_is_best_for_every_weight():
@@ -218,7 +226,7 @@ def test_the_optimal_marginal_is_best_for_every_weight():
     subsets = list(itertools.product((0, 1), repeat=5))
     for k in (2, 3):
         draft, target = rng.dirichlet(np.full(5, 0.7), size=2)
-        winner = optimal.plan(torch.as_tensor(draft), torch.as_tensor(target), k)
+        winner = nested.plan(torch.as_tensor(draft), torch.as_tensor(target), k)
         winner = winner.winner(torch.as_tensor(draft)).numpy()
         for weight in (0.1, 0.5, 0.9, 1.0):
             best = min(weight * target @ s + 1 - (draft @ s) ** k for s in np.array(subsets))
@@ -299,7 +307,7 @@ def test_dead_paths_are_as_good_as_absent(name):
 
 @pytest.mark.parametrize("name", ["recursive", "kseq", "optimal", *PATH_RULES])
 def test_a_rule_reads_no_value_on_the_host(name, monkeypatch):
-    monkeypatch.setitem(optimal.DENSE_LIMIT, "cpu", 1024)  # the path a GPU takes
+    monkeypatch.setitem(nested.DENSE_LIMIT, "cpu", 1024)  # the path a GPU takes
     monkeypatch.setattr(walk, "LOOKS", set())
     k = 4 if takes(name, 4) else 1
     draft_laws, target_laws = (
@@ -422,6 +430,6 @@ def test_a_wrong_rule_is_caught(rule, k, length):
     draft, target = (context_free(law) for law in five_tokens())
     if isinstance(rule, TreeVerifier):
         target, draft = random_model(3, 1), random_model(3, 2)
-    law, _ = block_law(target, draft, rule, k, length)
+    law, _ = block_law_of_paths(target, draft, rule, k, length)
     assert law.sum() == pytest.approx(1, abs=1e-9)
     assert total_variation(law, joint_law(target, length + 1)) > 1e-3

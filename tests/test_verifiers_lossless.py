@@ -21,7 +21,7 @@ from wrong_variants import KNOWN_BIAS
 from spectr_lite import distributions as D
 from spectr_lite import verifiers
 from spectr_lite.check import is_defined
-from spectr_lite.laws import IID, DraftLaw, TopM, WithoutReplacement
+from spectr_lite.distributions import IID, DraftLaw, TopM, WithoutReplacement
 from spectr_lite.stats import chi_square
 from spectr_lite.transport import optimal_acceptance
 

@@ -19,10 +19,16 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from spectr_lite.models.files import architecture, fill, read, read_weights
-from spectr_lite.models.llama import drop_layers, load_gguf
 from spectr_lite.models.ngram import TrigramModel
 from spectr_lite.models.transformer import Transformer, TransformerConfig
+from spectr_lite.models.weights import (
+    architecture,
+    drop_layers,
+    fill,
+    load_gguf,
+    read,
+    read_weights,
+)
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -19,16 +19,17 @@ import torch
 from torch import Tensor
 
 from spectr_lite.distributions import (
+    IID,
     MOST_DRAFTS,
     ArrayLike,
+    DraftLaw,
     as_generator,
     check_count,
     check_distribution,
     check_pair,
     sample,
 )
-from spectr_lite.laws import IID, DraftLaw
-from spectr_lite.verifiers.walk import Block, BlockLaw, node, top_down, top_down_law
+from spectr_lite.verifiers.paths import Block, BlockLaw, emit, node, top_down, top_down_law
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class Verifier(ABC):
 
     def conditional_block(self, draft_laws: Tensor, target_laws: Tensor, paths: Tensor) -> BlockLaw:
         """The exact law of the block given the paths, shapes as in `verify_tree`."""
-        return top_down_law(self, draft_laws, target_laws, paths)
+        return top_down_law(self.conditional, draft_laws, target_laws, paths)
 
     def pick_block(
         self,
@@ -171,7 +172,7 @@ class Verifier(ABC):
     ) -> Block:
         """One block for each row, shapes as in `verify_tree`."""
         laws = (partial(node, laws) for laws in (draft_laws, target_laws))
-        return top_down(self, paths, *laws, generator)
+        return top_down(self.pick, paths, *laws, generator)
 
     # --- checks ---
 
@@ -194,6 +195,43 @@ class Verifier(ABC):
                 "law; 'target-only' is valid for every law."
             )
         return law
+
+
+class TreeVerifier(Verifier):
+    """A rule for K i.i.d. paths. Shapes as in `Verifier.verify_tree`."""
+
+    @abstractmethod
+    def conditional_block(
+        self, draft_laws: Tensor, target_laws: Tensor, paths: Tensor
+    ) -> BlockLaw: ...
+
+    def pick_block(
+        self,
+        draft_laws: Tensor,
+        target_laws: Tensor,
+        paths: Tensor,
+        generator: torch.Generator,
+    ) -> Block:
+        law = self.conditional_block(draft_laws, target_laws, paths)
+        place = sample(law.stop.flatten(-2), generator)
+        nodes = law.extra.flatten(-3, -2)
+        index = place[..., None, None].expand(*place.shape, 1, nodes.shape[-1])
+        last = sample(nodes.gather(-2, index).squeeze(-2), generator)
+        width = paths.shape[-1] + 1
+        return emit(paths, place // width, place % width, last)
+
+    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+        """The law of Y with one-token paths. What follows them does not matter; the target will do."""
+        lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1], tokens.shape[:-1])
+        count, vocabulary = tokens.shape[-1], draft.shape[-1]
+        tokens = tokens.expand(*lead, count)
+        law = self.conditional_block(
+            draft.unsqueeze(-2).unsqueeze(-2).expand(*lead, count, 1, vocabulary),
+            target.unsqueeze(-2).unsqueeze(-2).expand(*lead, count, 2, vocabulary),
+            tokens.unsqueeze(-1),
+        )
+        refused = (law.stop[..., :1] * law.extra[..., 0, :]).sum(-2)
+        return refused.scatter_add(-1, tokens.clamp_min(0), law.stop[..., 1])
 
 
 def _check_tokens(tokens: ArrayLike, draft: Tensor) -> Tensor:

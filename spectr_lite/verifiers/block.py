@@ -15,16 +15,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.laws import DraftLaw
-from spectr_lite.verifiers.registry import register
-from spectr_lite.verifiers.tree import TreeVerifier, verify_path
-from spectr_lite.verifiers.walk import BlockLaw
+from spectr_lite.distributions import DraftLaw
+from spectr_lite.verifiers.base import TreeVerifier
+from spectr_lite.verifiers.paths import BlockLaw, verify_path
 
 
-@register("block")
 class BlockVerification(TreeVerifier):
     """Optimal among the rules for one path; defined for one path only."""
 
+    name = "block"
     only_k = 1
 
     def conditional_block(self, draft_laws: Tensor, target_laws: Tensor, paths: Tensor) -> BlockLaw:

@@ -11,10 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import at, sample, uniform
-from spectr_lite.laws import DraftLaw
+from spectr_lite.distributions import DraftLaw, at, sample, uniform
 from spectr_lite.verifiers.base import Verifier
-from spectr_lite.verifiers.registry import register
 
 
 def couple_winner(chance: Tensor, winner: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
@@ -42,10 +40,10 @@ def couple(token: Tensor, law: Tensor, target: Tensor, generator: torch.Generato
     return torch.where(accepted[..., 0], token[..., 0], sample(left, generator))
 
 
-@register("coupling")
 class Coupling(Verifier):
     """Optimal for one draft, and defined for one draft only."""
 
+    name = "coupling"
     only_k = 1
 
     def membership(

@@ -24,11 +24,9 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_array, eye_array, hstack
 from torch import Tensor
 
-from spectr_lite.distributions import check_count
-from spectr_lite.laws import ENUMERATION_LIMIT, DraftLaw
+from spectr_lite.distributions import ENUMERATION_LIMIT, DraftLaw, check_count
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.coupling import couple_winner
-from spectr_lite.verifiers.registry import register
 
 
 def match(champion: np.ndarray, draft: np.ndarray, target: np.ndarray, s: int):
@@ -70,9 +68,10 @@ def match(champion: np.ndarray, draft: np.ndarray, target: np.ndarray, s: int):
     return rank, coins, winner / winner.sum()
 
 
-@register("importance")
 class Importance(Verifier):
     """Importance-weighted tournament; the program of a match ranges over `truncation` tokens."""
+
+    name = "importance"
 
     def __init__(self, truncation: int = 20) -> None:
         self.truncation = check_count(truncation, "truncation")

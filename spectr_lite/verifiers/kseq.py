@@ -14,11 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import at, sample, uniform
-from spectr_lite.laws import DraftLaw
-from spectr_lite.verifiers import walk
+from spectr_lite.distributions import DraftLaw, at, sample, uniform
+from spectr_lite.verifiers import paths
 from spectr_lite.verifiers.base import Verifier
-from spectr_lite.verifiers.registry import register
 
 NEWTON_STEPS = 10  # on a device that cannot say when it is enough; then p_acc is within 1e-7
 MOST_STEPS = 100
@@ -50,7 +48,7 @@ def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
     k = torch.as_tensor(k, dtype=torch.float64, device=draft.device)
     lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1], k.shape)
     low, high = torch.ones_like(k).expand(lead), k.expand(lead)
-    following, looks = low, draft.device.type in walk.LOOKS
+    following, looks = low, draft.device.type in paths.LOOKS
     for _ in range(MOST_STEPS if looks else NEWTON_STEPS):
         rho = following
         scaled = rho.unsqueeze(-1) * draft
@@ -100,9 +98,10 @@ def guarantee(draft: Tensor, target: Tensor, k: int) -> Tensor:
     return (1 - (1 - 1 / k) ** k) * torch.minimum(target, k * draft).sum(-1)
 
 
-@register("kseq")
 class KSeq(Verifier):
     """K-SEQ at rho*, or at a given rho >= rho* (a number, the same for every row)."""
+
+    name = "kseq"
 
     def __init__(self, rho: float | None = None) -> None:
         self.rho = rho

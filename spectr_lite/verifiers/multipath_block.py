@@ -19,16 +19,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import at
-from spectr_lite.laws import by_ratio
-from spectr_lite.verifiers.registry import register
-from spectr_lite.verifiers.tree import TreeVerifier, verify_path
-from spectr_lite.verifiers.walk import BlockLaw, node
+from spectr_lite.distributions import at, by_ratio
+from spectr_lite.verifiers.base import TreeVerifier
+from spectr_lite.verifiers.paths import BlockLaw, node, verify_path
 
 
-@register("multipath-block")
 class MultipathBlock(TreeVerifier):
     """The path of highest rank, verified as a block."""
+
+    name = "multipath-block"
 
     def conditional_block(self, draft_laws: Tensor, target_laws: Tensor, paths: Tensor) -> BlockLaw:
         alive = paths[..., 0] >= 0

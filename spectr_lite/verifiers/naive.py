@@ -13,17 +13,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import at
-from spectr_lite.laws import IID, DraftLaw, WithoutReplacement
+from spectr_lite.distributions import IID, DraftLaw, WithoutReplacement, at
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.coupling import couple, couple_winner
-from spectr_lite.verifiers.registry import register
 
 
-@register("naive")
 class Naive(Verifier):
     """Couples Y with the first living draft alone."""
 
+    name = "naive"
     valid_for = (IID, WithoutReplacement)
 
     def membership(

@@ -16,17 +16,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import sample
-from spectr_lite.laws import DraftLaw
+from spectr_lite.distributions import DraftLaw, sample
+from spectr_lite.verifiers.base import TreeVerifier
 from spectr_lite.verifiers.optimal import Optimal
-from spectr_lite.verifiers.registry import register
-from spectr_lite.verifiers.tree import TreeVerifier, emit, verify_path
-from spectr_lite.verifiers.walk import Block, BlockLaw, is_first, node, shared_prefix
+from spectr_lite.verifiers.paths import (
+    Block,
+    BlockLaw,
+    emit,
+    is_first,
+    node,
+    shared_prefix,
+    verify_path,
+)
 
 
-@register("optimal-block")
 class OptimalBlock(TreeVerifier):
     """Nested priority at every node, block verification along the path it chose."""
+
+    name = "optimal-block"
 
     def __init__(self, classes: int | None = 256) -> None:
         self.selection = Optimal(classes)

@@ -14,10 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import at, sample, uniform
-from spectr_lite.laws import DraftLaw
+from spectr_lite.distributions import DraftLaw, at, sample, uniform
 from spectr_lite.verifiers.base import Verifier
-from spectr_lite.verifiers.registry import register
 
 
 def residual(target: Tensor, draft: Tensor) -> Tensor:
@@ -30,9 +28,10 @@ def residual(target: Tensor, draft: Tensor) -> Tensor:
     return torch.where(total > 0, left / torch.where(total > 0, total, 1), target)
 
 
-@register("recursive")
 class Recursive(Verifier):
     """Recursive rejection sampling with replacement."""
+
+    name = "recursive"
 
     def membership(
         self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None

@@ -16,10 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.laws import WithoutReplacement
+from spectr_lite.distributions import WithoutReplacement
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.recursive import Recursive
-from spectr_lite.verifiers.registry import register
 
 
 def without(draft: Tensor, token: Tensor) -> Tensor:
@@ -30,10 +29,10 @@ def without(draft: Tensor, token: Tensor) -> Tensor:
     return torch.where(token >= 0, removed, draft)
 
 
-@register("recursive-wor")
 class RecursiveWithoutReplacement(Recursive):
     """Recursive rejection sampling for drafts without replacement."""
 
+    name = "recursive-wor"
     valid_for = (WithoutReplacement,)
     default_law = WithoutReplacement()
     membership = Verifier.membership

@@ -15,18 +15,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import at
-from spectr_lite.laws import DraftLaw, TopM
+from spectr_lite.distributions import DraftLaw, TopM, at
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.coupling import couple, couple_winner
 from spectr_lite.verifiers.recursive_wor import without
-from spectr_lite.verifiers.registry import register
 
 
-@register("spechub")
 class SpecHub(Verifier):
     """Two drafts drawn by TopM(1): column 0 of `tokens` is the hub, column 1 the other draft."""
 
+    name = "spechub"
     valid_for = (TopM,)
     default_law = TopM(1)
     only_k = 2

@@ -12,16 +12,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import sample
-from spectr_lite.laws import IID, DraftLaw, TopM, WithoutReplacement
+from spectr_lite.distributions import IID, DraftLaw, TopM, WithoutReplacement, sample
 from spectr_lite.verifiers.base import Verifier
-from spectr_lite.verifiers.registry import register
 
 
-@register("target-only")
 class TargetOnly(Verifier):
     """Y follows the target and looks at nothing else."""
 
+    name = "target-only"
     valid_for = (IID, WithoutReplacement, TopM)
 
     def membership(

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from spectr_lite.distributions import at
+from spectr_lite.verifiers.base import TreeVerifier
+from spectr_lite.verifiers.paths import BlockLaw, shared_prefix
 from spectr_lite.verifiers.recursive_wor import without
-from spectr_lite.verifiers.registry import register
-from spectr_lite.verifiers.tree import TreeVerifier
-from spectr_lite.verifiers.walk import BlockLaw, shared_prefix
 
 
-@register("traversal")
 class Traversal(TreeVerifier):
     """Leaf-to-root verification of the tree that K paths span."""
+
+    name = "traversal"
 
     def conditional_block(self, draft_laws: Tensor, target_laws: Tensor, paths: Tensor) -> BlockLaw:
         count, length = paths.shape[-2:]

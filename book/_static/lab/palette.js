@@ -1,4 +1,4 @@
-// Written by scripts/lab_assets.py from spectr_lite/plotting.py.
+// Written by scripts/site/lab_assets.py from spectr_lite/plotting.py.
 export const LABELS = {
   "draft": "draft p",
   "target": "target q",

@@ -1,0 +1,46 @@
+"""Set the repository's address: in _config.yml, and in everything that derives from it.
+
+python scripts/site/set_repository.py https://github.com/OWNER/NAME
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+from check_notebooks import ROOT, repository
+
+ADDRESS = re.compile(r"https://github\.com/[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+")
+SUFFIXES = {".cff", ".ipynb", ".md", ".toml", ".yml"}
+
+
+def main(arguments: list[str]) -> int:
+    new = arguments[0].rstrip("/").removesuffix(".git") if arguments else ""
+    if not ADDRESS.fullmatch(new):
+        print(f"URL: found {new!r}; give one like https://github.com/OWNER/NAME", file=sys.stderr)
+        return 2
+    old, _ = repository()
+    slug_old, slug_new = (url.removeprefix("https://github.com/") for url in (old, new))
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # Colab's and the badges' addresses hold only OWNER/NAME; either ends where a name would.
+    address = re.compile(rf"(?<=/){re.escape(slug_old)}(?![A-Za-z0-9_-])")
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix in SUFFIXES and path.is_file():
+            text = path.read_text(encoding="utf-8")
+            changed = address.sub(slug_new, text)
+            if changed != text:
+                path.write_text(changed, encoding="utf-8")
+                print(f"  {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

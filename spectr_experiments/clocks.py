@@ -1,0 +1,182 @@
+"""How long the loop's turns take, stage by stage.
+
+The first turn, which also reads the prompt, is left out everywhere. Decoders are kept, so that on a GPU
+a second run with the same settings replays what the first one recorded: warm up with one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectr_lite.decoding import Decoder, graphs, loop
+from spectr_lite.verifiers.base import TreeVerifier
+
+STAGES = ("draft", "score", "verify", "commit", "copy")
+
+
+def wait(device: torch.device) -> float:
+    """The time, once the device has done all it was asked to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Turns of the loop, all rows of the batch in each: their number, their time, what they emitted.
+
+    stages: seconds in each of STAGES and, as "draft forward" and "target forward", in the models'
+    calls inside them; only from `stage_turns`.
+    """
+
+    count: int
+    seconds: float
+    emitted: int
+    trace: list[loop.Iteration]
+    stages: Mapping[str, float]
+
+    @property
+    def per_turn(self) -> float:
+        return self.seconds / self.count
+
+
+@functools.lru_cache(maxsize=128)
+def kept_decoder(target: Any, draft: Any, **settings: Any) -> Decoder:
+    return Decoder(target, draft, **settings)
+
+
+def run_turns(
+    target: Any,
+    draft: Any,
+    rows: Sequence[Sequence[int]],
+    *,
+    new_tokens: int = 64,
+    generator: int = 0,
+    **settings: Any,
+) -> Turns:
+    """Decode `rows` and time the turns after the first, until a row nears its end of `new_tokens`.
+
+    `generator` is a seed; `settings` are those of `Decoder`.
+    """
+    device = torch.device(target.device)
+    decoder = kept_decoder(target, draft, **settings)
+    stream = decoder.decode(rows, max_new_tokens=new_tokens, generator=generator)
+    left = new_tokens - int(next(stream).kept.max())
+    trace, start = [], wait(device)
+    for turn in stream:
+        trace.append(turn)
+        left -= int(turn.kept.max())
+        if left <= decoder.draft_length:  # the next turn could end a row
+            break
+    seconds = wait(device) - start
+    stream.close()
+    emitted = sum(int((turn.accepted + 1).sum()) for turn in trace)
+    return Turns(len(trace), seconds, emitted, trace, {})
+
+
+@torch.no_grad()
+def stage_turns(
+    target: Any,
+    draft: Any,
+    rows: Sequence[Sequence[int]],
+    *,
+    new_tokens: int = 64,
+    generator: int = 0,
+    **settings: Any,
+) -> Turns:
+    """`run_turns` with a clock around every stage, which waits for the device at both of its ends.
+
+    The stages are those of `Decoder`, called one by one here; on a GPU each replays a graph of its
+    own. The sum is a little more than an undisturbed turn, and the clock inside a captured stage
+    would see nothing: there the models' calls are not told apart.
+    """
+    device = torch.device(target.device)
+    decoder = kept_decoder(target, draft, **settings)
+    stream = decoder.decode(rows, max_new_tokens=new_tokens, generator=generator)
+    first = next(stream)
+    state, rule, held, seconds = decoder.state, decoder.rule, {}, {}
+    longest = max(map(len, rows)) + (new_tokens if device.type == "cuda" else int(first.kept.max()))
+    select = loop.walk_down
+    if decoder.num_drafts and isinstance(rule, TreeVerifier):
+        select = loop.verify_paths
+
+    def draft_stage() -> Tensor:
+        places = held["places"] = state.places(state.span(longest))
+        held["drafted"], held["laws"] = state.tokens[:, None, :0], []
+        if decoder.num_drafts:
+            held["drafted"], held["laws"] = loop.draft_paths(
+                draft, state, places, decoder.sampling, decoder.random
+            )
+        return held["drafted"]
+
+    def score_stage() -> Tensor:
+        held["logits"] = loop.score_paths(target, state, held["places"], held["drafted"])
+        return held["logits"]
+
+    def verify_stage() -> Tensor:
+        held["block"] = select(
+            rule, held["drafted"], held["laws"], held["logits"], decoder.sampling, decoder.random
+        )
+        return held["block"][0]
+
+    def commit_stage() -> Tensor:
+        block, accepted, path = held["block"]
+        kept = loop.commit(state, block, accepted, path)
+        held["report"] = torch.stack([accepted, kept], 1)
+        return held["report"]
+
+    steps = dict(zip(STAGES, (draft_stage, score_stage, verify_stage, commit_stage), strict=False))
+    watched = {"target": target} | ({"draft": draft} if decoder.num_drafts else {})
+    if device.type == "cuda":
+        watched = {}
+        for name, step in steps.items():
+            (steps[name], _), _ = graphs.capture(step, decoder.random, None)
+    steps["copy"] = lambda: held.update(host=held["report"].cpu())
+
+    count, emitted, left = 0, 0, new_tokens - int(first.kept.max())
+    with _timed_calls(watched, seconds):
+        begin = wait(device)
+        while left > decoder.draft_length:
+            for name, step in steps.items():
+                start = wait(device)
+                step()
+                seconds[name] = seconds.get(name, 0.0) + wait(device) - start
+            accepted, kept = held["host"].unbind(1)
+            count, emitted = count + 1, emitted + int((accepted + 1).sum())
+            left -= int(kept.max())
+            longest += int(kept.max()) if device.type == "cpu" else 0
+        total = wait(device) - begin
+    stream.close()
+    return Turns(count, total, emitted, [], seconds)
+
+
+@contextlib.contextmanager
+def _timed_calls(
+    models: Mapping[str, torch.nn.Module], seconds: dict[str, float]
+) -> Iterator[None]:
+    """Add up, as "<name> forward", the time of the models' calls on a CPU."""
+
+    def timed(name: str, function: Callable) -> Callable:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*arguments, **keywords)
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+            return result
+
+        return call
+
+    for name, model in models.items():
+        model.forward = timed(f"{name} forward", model.forward)
+    try:
+        yield
+    finally:
+        for model in models.values():
+            del model.forward  # the class has its own

@@ -1,0 +1,467 @@
+"""Table 1: block efficiency and speed of autoregressive, speculative and SpecTr decoding, and beyond.
+
+Block efficiency, tokens emitted per call of the large model, comes from batches of prompts. The batch
+is the unit of work: its random numbers depend on the seed and its number alone, so that it is the same
+whoever computes it and whenever. All cells of a batch and seed make a round, and a run that is out of
+time ends with a whole round: all cells then stand on the same prompts and seeds.
+
+Wall-clock is measured one prompt at a time, after one decode of every cell as warm-up. In each round
+all cells take turns on the same prompt, in an order that rotates. The first turn of each, which also
+reads the prompt, is left out (clocks.run_turns). Speed is relative to autoregressive decoding in the
+same round; what is shown is the median over rounds, with quartiles.
+
+Draft laws are compared by exact acceptance at one step: the optimum under each law, at places of a
+text that the large model wrote.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from spectr_experiments import clocks
+from spectr_experiments.records import Progress, Record, Run, in_time, weights_sha256
+from spectr_lite import transport, verifiers
+from spectr_lite.decoding import decode
+from spectr_lite.distributions import IID, DraftLaw, TopM, WithoutReplacement
+from spectr_lite.models import Pair
+from spectr_lite.models import prompts as texts
+from spectr_lite.stats import mean_interval, ratio_interval
+
+RULES = ("kseq", "recursive", "optimal", "optimal-block", "traversal")
+SEEDS = (0, 1, 2)
+PROMPT_LENGTH = 32
+NEW_TOKENS = 32
+TIMED_TOKENS = 64
+LARGE = 50_000_000  # parameters of a target that a CPU decodes slowly
+
+CELL = {"cell": str, "verifier": str, "num_drafts": int, "draft_length": int, "temperature": float}
+COUNTS = {"prompt": int, "calls": int, "emitted": int}
+SCHEMA = {
+    "records": {**CELL, "seed": int, **COUNTS},
+    "timing": {**CELL, "round": int, **COUNTS, "seconds": float},
+    "draft-laws": {"law": str, "rule": str, "k": int, "temperature": float, "prompt": int,
+                   "places": int, "acceptance": float},
+}  # fmt: skip
+KEYS = {
+    "records": ("cell", "seed", "prompt"),
+    "timing": ("cell", "round"),
+    "draft-laws": ("law", "rule", "k", "temperature", "prompt"),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    verifier: str
+    num_drafts: int
+    draft_length: int
+    temperature: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.verifier} K={self.num_drafts} L={self.draft_length} T={self.temperature}"
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def argument(self) -> str:
+        """As --cell takes it."""
+        return f"{self.verifier}:{self.num_drafts}:{self.draft_length}:{self.temperature}"
+
+    @classmethod
+    def parse(cls, text: str) -> Cell:
+        """ "RULE:K:L" or "RULE:K:L:TEMPERATURE"."""
+        rule, *numbers = text.split(":")
+        try:
+            drafts, length, *rest = numbers
+            (temperature,) = rest or ["1.0"]
+            cell = cls(rule, int(drafts), int(length), float(temperature))
+        except ValueError as error:
+            raise ValueError(
+                f"--cell: found {text!r}. Give RULE:K:L or RULE:K:L:TEMPERATURE, such as kseq:8:4"
+            ) from error
+        if rule != "autoregressive":
+            verifiers.get(rule)
+            if min(cell.num_drafts, cell.draft_length) < 1:
+                raise ValueError(f"--cell: found {text!r}. Give a K and an L of at least 1")
+        return cell
+
+    def record(self) -> Record:
+        return {"cell": self.name, **asdict(self)}
+
+    def settings(self) -> dict[str, Any]:
+        """For decode. Without drafts no rule is asked."""
+        alone = self.num_drafts == 0
+        return {
+            "verifier": "kseq" if alone else self.verifier,
+            "num_drafts": self.num_drafts,
+            "draft_length": self.draft_length,
+            "temperature": self.temperature,
+        }
+
+
+def autoregressive(temperature: float = 1.0) -> Cell:
+    return Cell("autoregressive", 0, 0, temperature)
+
+
+def grid(
+    drafts: Sequence[int], lengths: Sequence[int], temperatures: Sequence[float] = (1.0,)
+) -> list[Cell]:
+    """With one draft the rules are two: token by token, and block verification."""
+    return [
+        Cell(rule, k, length, temperature)
+        for temperature in temperatures
+        for length in lengths
+        for k in drafts
+        for rule in (RULES if k > 1 else ("kseq", "block"))
+    ]
+
+
+def setting(name: str, large: bool) -> tuple[list[Cell], int, int, int]:
+    """Cells, prompts, rounds of timing, and prompts for the draft laws."""
+    if name == "full":
+        cells = grid((1, 2, 4, 8, 16), (2, 4, 8)) + grid((1, 8), (4, 8), (0.6, 0.8))
+        return cells, 1000, 40, 64
+    if large:
+        return grid((1, 8), (4,)), 24, 6, 8
+    return grid((1, 2, 4, 8, 16), (4, 8)) + grid((1, 8), (4,), (0.6, 0.8)), 160, 12, 32
+
+
+def is_timed(cell: Cell) -> bool:
+    """The paper's own cells, and the other rules at eight drafts."""
+    return cell.draft_length > 2 and (
+        cell.num_drafts == 8 or (cell.verifier == "kseq" and cell.num_drafts == 1)
+    )
+
+
+def make_config(
+    pair: Pair,
+    device: torch.device,
+    name: str,
+    text: str,
+    chosen: Sequence[Cell],
+    count: int | None,
+) -> dict[str, Any]:
+    """All that decides what a run records. `chosen` cells take the place of the setting's."""
+    weight = next(pair.target.parameters())
+    large = device.type == "cpu" and sum(p.numel() for p in pair.target.parameters()) > LARGE
+    cells, most, rounds, law_prompts = setting(name, large)
+    cells = list(chosen) or cells
+    most = count or most
+    timed = [cell for cell in cells if chosen or is_timed(cell)]
+    temperatures = sorted({cell.temperature for cell in cells}, reverse=True)
+    held = texts.load(text, pair.tokenizer, count=most, length=PROMPT_LENGTH)
+    label = "chosen cells" if chosen else "subset" if name == "subset" else "full setting"
+    return {
+        "pair": pair.name,
+        "label": f"{'CPU' if device.type == 'cpu' else 'GPU'} {label}",
+        "device": device.type,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "weights_sha256": {"target": weights_sha256(pair.target), "draft": weights_sha256(pair.draft)},
+        "text": held.description,
+        "text_name": text,
+        "prompts": most,
+        "prompt_length": PROMPT_LENGTH,
+        "prompts_sha256": held.sha256,
+        "seeds": list(SEEDS),
+        "new_tokens": NEW_TOKENS,
+        "batch": batch_size(pair, cells, device, most),
+        "cells": [cell.argument for cell in cells],
+        "timing": {
+            "cells": [c.argument for c in [*map(autoregressive, temperatures), *timed]],
+            "rounds": min(rounds, most),
+            "new_tokens": TIMED_TOKENS,
+        },
+        "draft_laws": {
+            "prompts": 0 if chosen else min(law_prompts, most),
+            "places": 2 if large else 8,
+            "k": [2, 4, 8],
+            "temperatures": temperatures,
+        },
+    }  # fmt: skip
+
+
+def batch_size(pair: Pair, cells: Sequence[Cell], device: torch.device, count: int) -> int:
+    """Prompts side by side: as many as the largest cell leaves room for, by an estimate in bytes.
+
+    A row holds about ten arrays of K (L + 1) laws in float32 (drafted, scored, and what the rules for
+    paths derive from them), the tables of the optimal plan on a GPU, and both caches.
+    """
+    laws = max(c.num_drafts * (c.draft_length + 1) for c in cells) + 1
+    plans = max(c.num_drafts for c in cells) * 8 * 257**2 * 8 if device.type == "cuda" else 0
+    slots = PROMPT_LENGTH + NEW_TOKENS + laws
+    caches = 0
+    for model in (pair.target, pair.draft):
+        shape = model.config
+        if hasattr(shape, "kv_heads"):
+            head = shape.width // shape.heads
+            size = 2 * shape.layers * shape.kv_heads * head
+            caches += size * slots * next(model.parameters()).element_size()
+    row = laws * pair.target.vocab_size * 4 * 10 + plans + caches
+    if device.type == "cuda":
+        room, most = torch.cuda.get_device_properties(device).total_memory // 2, 125
+    else:
+        room, most = 2**30, 16
+    return max(1, min(most, count, room // row))
+
+
+# --- phases ---
+
+
+def block_efficiency(
+    run: Run, config: Record, pair: Pair, rank: int, world: int, seconds: float | None
+) -> None:
+    """Rank r decodes batches r, r + world, ... A batch whose records are all there is skipped."""
+    held = _prompts(config, pair).tokens
+    cells = [Cell.parse(text) for text in config["cells"]]
+    size = config["batch"]
+    starts = range(0, len(held), size)[rank::world]
+    run.mend("records", rank)
+    done = run.done("records")
+    weights = [8 + cell.num_drafts * cell.draft_length for cell in cells]
+    progress = Progress(len(starts) * len(config["seeds"]) * sum(weights), "block efficiency")
+    for start, seed in in_time(itertools.product(starts, config["seeds"]), seconds):
+        rows = range(start, min(start + size, len(held)))
+        for cell, weight in zip(cells, weights, strict=True):
+            if any((cell.name, seed, row) not in done for row in rows):
+                made = _decode_batch(pair, cell, held, rows, seed, config["new_tokens"])
+                fresh = [r for r in made if (r["cell"], r["seed"], r["prompt"]) not in done]
+                run.append("records", rank, fresh)
+            progress.add(weight, cell.name)
+
+
+def _decode_batch(
+    pair: Pair, cell: Cell, held: list[list[int]], rows: range, seed: int, new_tokens: int
+) -> list[Record]:
+    """The generator is that of the seed and the batch, the same for all cells: their drafts begin
+    alike, which narrows the interval of a difference."""
+    calls = emitted = 0
+    for turn in decode(
+        pair.target,
+        pair.draft,
+        held[rows.start : rows.stop],
+        max_new_tokens=new_tokens,
+        generator=seed * 1_000_000 + rows.start,
+        **cell.settings(),
+    ):
+        calls = calls + turn.active.long()
+        emitted = emitted + (turn.accepted + 1) * turn.active
+    return [
+        {**cell.record(), "seed": seed, "prompt": row, "calls": int(c), "emitted": int(e)}
+        for row, c, e in zip(rows, calls, emitted, strict=True)
+    ]
+
+
+def wall_clock(run: Run, config: Record, pair: Pair, seconds: float | None) -> None:
+    """One prompt at a time, all cells in turn."""
+    held = _prompts(config, pair).tokens
+    asked = config["timing"]
+
+    def measure(cell: Cell, number: int) -> Record:
+        settings = {"generator": number, "new_tokens": asked["new_tokens"], **cell.settings()}
+        turns = clocks.run_turns(pair.target, pair.draft, [held[number]], **settings)
+        counts = {"prompt": number, "calls": turns.count, "emitted": turns.emitted}
+        return {**cell.record(), "round": number, **counts, "seconds": turns.seconds}
+
+    cells = [Cell.parse(text) for text in asked["cells"]]
+    run.rounds("timing", cells, asked["rounds"], lambda c, n: (c.name, n), measure, seconds)
+
+
+def draft_laws(run: Run, config: Record, pair: Pair, seconds: float | None) -> None:
+    """Exact one-step acceptance under each draft law, averaged over places of a sampled text."""
+    asked = config["draft_laws"]
+    run.mend("draft-laws", 0)
+    done = run.done("draft-laws")
+    held = _prompts(config, pair).tokens[: asked["prompts"]]
+    progress = Progress(len(held) * len(asked["temperatures"]), "draft laws")
+    for number, tokens in in_time(enumerate(held), seconds):
+        for temperature in asked["temperatures"]:
+            wanted = [
+                (name, rule, k)
+                for k in asked["k"]
+                for name, rule, _ in laws_of(k)
+                if (name, rule, k, temperature, number) not in done
+            ]
+            if wanted:
+                places = _places(pair, tokens, temperature, number, asked["places"])
+                run.append("draft-laws", 0, [
+                    {"law": name, "rule": rule, "k": k, "temperature": temperature, "prompt": number,
+                     "places": asked["places"], "acceptance": value}
+                    for k in asked["k"]
+                    for name, rule, value in _acceptances(*places, k)
+                    if (name, rule, k) in wanted
+                ])  # fmt: skip
+            progress.add(1)
+
+
+def laws_of(k: int) -> list[tuple[str, str, DraftLaw]]:
+    """Name, rule and law. top-m: m certain tokens, the others i.i.d.; m = k drafts nothing at random."""
+    laws = [("iid", "kseq", IID()), ("iid", "optimum", IID())]
+    laws += [("without-replacement", "optimum", WithoutReplacement())]
+    return laws + [(f"top-{m}", "optimum", TopM(m)) for m in sorted({1, k // 2, k - 1, k})]
+
+
+def _acceptances(
+    draft: torch.Tensor, target: torch.Tensor, k: int
+) -> Iterator[tuple[str, str, float]]:
+    for name, rule, law in laws_of(k):
+        if rule == "kseq":
+            values = verifiers.get("kseq").acceptance(draft, target, k)
+        else:
+            values = transport.optimal_acceptance(draft, target, k, law=law)
+        yield name, rule, float(values.mean())
+
+
+@torch.no_grad()
+def _places(
+    pair: Pair, tokens: list[int], temperature: float, number: int, places: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Laws (places, V) of draft and target in float64, on the CPU, along two tokens per place that
+    the target wrote."""
+    text = list(tokens)
+    cell = autoregressive(temperature).settings()
+    new = 2 * places
+    for turn in decode(pair.target, None, [tokens], max_new_tokens=new, generator=number, **cell):
+        text += turn.tokens()
+    ids = torch.tensor([text[:-1]], device=pair.target.device)
+    draft, target = (
+        (model(ids)[0, -new::2].cpu().double() / temperature).softmax(-1)
+        for model in (pair.draft, pair.target)
+    )
+    return draft, target
+
+
+def _prompts(config: Record, pair: Pair) -> texts.Prompts:
+    count, length = config["prompts"], config["prompt_length"]
+    return texts.load(config["text_name"], pair.tokenizer, count=count, length=length)
+
+
+def ranks() -> tuple[int, int, int]:
+    """Rank, number of ranks and local rank, as torchrun sets them; 0, 1, 0 without it."""
+    return tuple(
+        int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+
+
+# --- summary ---
+
+
+def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
+    """One run of spectr_lite/results/table1.json."""
+    records, timed = run.read("records"), run.read("timing")
+    by_cell: dict[Cell, list[Record]] = {}
+    for record in records:
+        by_cell.setdefault(_cell(record), []).append(record)
+    speeds = _speeds(timed)
+    cells = [Cell.parse(text) for text in config["timing"]["cells"] if text.startswith("auto")]
+    cells += [
+        cell for cell in map(Cell.parse, config["cells"]) if cell in by_cell or cell in speeds
+    ]
+    influences: dict[Cell, dict[int, float]] = {}
+    rows = []
+    for cell in cells:
+        row: Record = asdict(cell)
+        row |= _efficiency(by_cell.get(cell, []), influences.setdefault(cell, {}))
+        if cell.num_drafts == 0:
+            row |= {"block_efficiency": 1.0, "interval": [1.0, 1.0]}  # one token per call
+        other = influences.get(Cell("kseq", *list(asdict(cell).values())[1:]), {})
+        row["gain"] = None
+        if cell.verifier != "kseq" and influences[cell] and influences[cell].keys() == other.keys():
+            gain = mean_interval([v - other[p] for p, v in influences[cell].items()])
+            row["gain"] = {
+                "over": "kseq",
+                "difference": gain.mean,
+                "interval": [gain.low, gain.high],
+            }
+        row["command"] = (
+            f"python -m spectr_lite reproduce table1 --pair {config['pair']} --cell {cell.argument} "
+            "--prompts 16 --run-id one-row"
+        )
+        rows.append(row | speeds.get(cell, {"timing": None, "speed": None, "steps": None}))
+    return {
+        "run": run.folder.name,
+        "pair": config["pair"],
+        "device": sessions[-1]["device"],
+        "label": config["label"],
+        "text": config["text"],
+        "new_tokens": config["new_tokens"],
+        "seeds": sorted({record["seed"] for record in records}),
+        "prompts": len({record["prompt"] for record in records}),
+        "config": config,
+        "environment": sessions,
+        "cells": rows,
+        "draft_laws": _law_rows(run.read("draft-laws")),
+    }
+
+
+def _cell(record: Record) -> Cell:
+    return Cell(*(record[name] for name in list(CELL)[1:]))
+
+
+def _efficiency(records: list[Record], influence: dict[int, float]) -> Record:
+    """Prompts are the independent units: the seeds of a prompt are summed before anything else."""
+    sums: dict[int, np.ndarray] = {}
+    for record in records:
+        counts = np.array([record["emitted"], record["calls"]])
+        sums[record["prompt"]] = sums.get(record["prompt"], 0) + counts
+    if not sums:
+        return {"n": 0, "continuations": 0, "block_efficiency": None, "interval": None}
+    found, values = ratio_interval(*np.stack(list(sums.values())).T)
+    influence |= dict(zip(sums, values.tolist(), strict=True))
+    return {
+        "n": found.n,
+        "continuations": len(records),
+        "block_efficiency": found.mean,
+        "interval": [found.low, found.high],
+    }
+
+
+def _speeds(timed: list[Record]) -> dict[Cell, Record]:
+    rounds: dict[Cell, dict[int, Record]] = {}
+    for record in timed:
+        rounds.setdefault(_cell(record), {})[record["round"]] = record
+    found = {}
+    for cell, mine in rounds.items():
+        base = rounds.get(autoregressive(cell.temperature), {})
+        shared = sorted(mine.keys() & base.keys())
+        token = [r["seconds"] / r["emitted"] for r in mine.values()]
+        call = statistics.median(r["seconds"] / r["calls"] for r in mine.values())
+        row: Record = {"timing": None, "speed": None, "steps": None}
+        row["timing"] = {"n": len(mine), "seconds_per_token": statistics.median(token),
+                         "quartiles": _quartiles(token), "seconds_per_call": call}  # fmt: skip
+        if shared:
+            ratio = [
+                base[n]["seconds"] / base[n]["emitted"] * mine[n]["emitted"] / mine[n]["seconds"]
+                for n in shared
+            ]
+            row["speed"] = {"ratio": statistics.median(ratio), "quartiles": _quartiles(ratio),
+                            "n": len(ratio)}  # fmt: skip
+            steps = (r["seconds"] / r["calls"] for r in base.values())
+            row["steps"] = call / statistics.median(steps)
+        found[cell] = row
+    return found
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    return np.quantile(values, [0.25, 0.75]).tolist()
+
+
+def _law_rows(records: list[Record]) -> list[Record]:
+    values: dict[tuple, list[float]] = {}
+    for record in records:
+        place = tuple(record[name] for name in ("law", "rule", "k", "temperature"))
+        values.setdefault(place, []).append(record["acceptance"])
+    rows = []
+    for (law, rule, k, temperature), found in values.items():
+        mean = mean_interval(found)
+        rows.append({"law": law, "rule": rule, "k": k, "temperature": temperature, "n": mean.n,
+                     "acceptance": mean.mean, "interval": [mean.low, mean.high]})  # fmt: skip
+    return rows

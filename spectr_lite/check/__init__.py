@@ -1,0 +1,22 @@
+"""Two questions about a selection rule: how far from the optimum is it, and is it lossless?
+
+    compare(draft, target)                a table: acceptance, optimum, gap, TV of the output law
+    lossless(verifier, draft, target, k)  a verdict, by enumeration and by sampling
+
+A rule is a name, a `Verifier` or its class, or anything else with `acceptance` and `select`:
+check/stranger.py says what they are given and must answer.
+"""
+
+from spectr_lite.check.table import Comparison, Row, compare, is_defined, token_rules
+from spectr_lite.check.verdict import TokenError, Verdict, lossless
+
+__all__ = [
+    "Comparison",
+    "Row",
+    "TokenError",
+    "Verdict",
+    "compare",
+    "is_defined",
+    "lossless",
+    "token_rules",
+]

@@ -1,0 +1,207 @@
+"""How far from the optimum is a rule? A table: acceptance, optimum, gap, TV of the output law."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from spectr_lite import verifiers as rules
+from spectr_lite.check.stranger import Asked
+from spectr_lite.distributions import MOST_DRAFTS, ArrayLike, DraftLaw, check_count, check_pair
+from spectr_lite.transport import optimal_acceptance
+from spectr_lite.verifiers import TreeVerifier
+
+EXACT_LIMIT = 2_000_000  # pairs x V^(k+1) up to which the output law is enumerated
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rule with k drafts. With several pairs: means over them, and the largest total variation.
+
+    None stands where a number is out of reach: a law too large to enumerate.
+    """
+
+    verifier: str
+    k: int
+    acceptance: float | None
+    optimum: float
+    gap: float | None
+    ratio: float | None
+    total_variation: float | None
+
+
+COLUMNS = {
+    "verifier": "verifier",
+    "k": "k",
+    "acceptance": "acceptance",
+    "optimum": "optimum",
+    "gap": "gap",
+    "ratio": "ratio",
+    "total_variation": "TV to target",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table made by `compare`: print it, show it in a notebook, or read its rows."""
+
+    rows: tuple[Row, ...]
+    pairs: int
+    vocabulary: int
+
+    @property
+    def caption(self) -> str:
+        if self.pairs == 1:
+            return f"P(Y in S) against the optimum, V = {self.vocabulary:,}"
+        return (
+            f"P(Y in S) against the optimum, V = {self.vocabulary:,}: means over {self.pairs:,} pairs, "
+            "and the largest TV"
+        )
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [tuple(_cell(name, getattr(row, name)) for name in COLUMNS) for row in self.rows]
+
+    def __str__(self) -> str:
+        table = [tuple(COLUMNS.values()), *self._cells()]
+        widths = [max(len(line[i]) for line in table) for i in range(len(COLUMNS))]
+        lines = [
+            "  ".join(
+                text.ljust(width) if i == 0 else text.rjust(width)
+                for i, (text, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in table
+        ]
+        return "\n".join([self.caption, "", lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in COLUMNS.values())
+        body = "\n".join(
+            f'<tr><th scope="row">{html.escape(first)}</th>'
+            + "".join(f"<td>{html.escape(text)}</td>" for text in rest)
+            + "</tr>"
+            for first, *rest in self._cells()
+        )
+        return (
+            f"<table>\n<caption>{html.escape(self.caption)}</caption>\n"
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+
+def _cell(name: str, value: str | int | float | None) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, str | int):
+        return str(value)
+    if name == "total_variation":
+        return f"{value:.1e}"
+    return f"{0.0 if abs(value) < 5e-7 else value:.6f}"
+
+
+def compare(
+    draft: ArrayLike,
+    target: ArrayLike,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    verifiers: Sequence[Any] | None = None,
+) -> Comparison:
+    """Every rule beside the optimum for its own draft law, for each number of drafts in `ks`.
+
+    `draft`, `target`: (..., V); several pairs give means. `verifiers`: rules, all registered token
+    rules unless given (a path rule shows what it is worth only on paths longer than one token). A rule
+    that is not defined for some k is left out there. The output law is enumerated while
+    pairs x V^(k+1) stays within EXACT_LIMIT. Raises ValueError for bad distributions, k < 1, an
+    unknown rule, or a rule that is defined for none of `ks`.
+    """
+    pairs = _Pairs.of(draft, target)
+    ks = [
+        check_count(k, "k", most=MOST_DRAFTS)
+        for k in (ks if isinstance(ks, Sequence | np.ndarray) else [ks])
+    ]
+    listed = token_rules() if verifiers is None else verifiers
+    listed = listed if isinstance(listed, list | tuple) else [listed]  # one rule alone
+    chosen = [Asked.of(rule, pairs.is_torch) for rule in listed]
+    optima: dict[tuple[DraftLaw, int], float] = {}
+    rows = []
+    for rule in chosen:
+        defined = [k for k in ks if rule.takes(k)]
+        if not defined and verifiers is not None:
+            raise ValueError(
+                f"verifiers: {rule.name!r} is not defined for k in {ks}. Choose another k for it."
+            )
+        for k in defined:
+            if (rule.law, k) not in optima:
+                optimum = optimal_acceptance(pairs.draft, pairs.target, k, law=rule.law)
+                optima[rule.law, k] = float(optimum.mean())
+            optimum, acceptance = optima[rule.law, k], _acceptance(rule, pairs, k)
+            gap = ratio = None
+            if acceptance is not None:
+                gap, ratio = optimum - acceptance, acceptance / optimum if optimum > 0 else 1.0
+            claimed = _claimed_laws(rule, pairs, k)
+            error = None if claimed is None else _largest_error(claimed, pairs)
+            rows.append(Row(rule.name, k, acceptance, optimum, gap, ratio, error))
+    return Comparison(tuple(rows), len(pairs.draft), pairs.draft.shape[-1])
+
+
+def token_rules() -> tuple[str, ...]:
+    """The names of the rules that look at one node at a time."""
+    return tuple(name for name in rules.names() if not isinstance(rules.get(name), TreeVerifier))
+
+
+def is_defined(verifier: Any, k: int) -> bool:
+    """Whether the rule takes k drafts. Only a Verifier can say no: 'coupling' takes one."""
+    return Asked.of(verifier, speaks_torch=True).takes(k)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Draft and target as (n, V) float64 on the CPU, and whether the caller speaks torch."""
+
+    draft: Tensor
+    target: Tensor
+    is_torch: bool
+
+    @classmethod
+    def of(cls, draft: ArrayLike, target: ArrayLike) -> _Pairs:
+        pair = check_pair(draft, target)
+        # float32 rows sum to 1 within 1e-7; in float64 they must do so exactly to be compared exactly.
+        both = (values.detach().double().cpu() for values in (pair.draft, pair.target))
+        p, q = ((v / v.sum(-1, keepdim=True)).reshape(-1, v.shape[-1]) for v in both)
+        if len(p) == 0:
+            raise ValueError(
+                f"draft: shape {tuple(pair.draft.shape)} holds no pair. Pass at least one row."
+            )
+        return cls(p, q, pair.is_torch)
+
+    def __iter__(self):
+        return zip(self.draft, self.target, strict=True)
+
+
+def _acceptance(rule: Asked, pairs: _Pairs, k: int) -> float | None:
+    """The mean over the pairs; None when any has none."""
+    values = [rule.acceptance(p, q, k) for p, q in pairs]
+    return None if None in values else float(np.mean(values))
+
+
+def _claimed_laws(rule: Asked, pairs: _Pairs, k: int) -> np.ndarray | None:
+    """The rule's own law of Y for every pair, (n, V); None where it has none, or it is too large."""
+    count, vocabulary = pairs.draft.shape
+    if count * vocabulary ** (k + 1) > EXACT_LIMIT:
+        return None
+    laws = [rule.law_of_output(p, q, k) for p, q in pairs]
+    return None if any(law is None for law in laws) else np.stack(laws)
+
+
+def _largest_error(laws: np.ndarray, pairs: _Pairs) -> float:
+    return float(np.abs(laws - pairs.target.numpy()).sum(-1).max() / 2)

@@ -1,0 +1,166 @@
+"""`python -m spectr_lite check`: acceptance, optimum and losslessness on your probabilities."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spectr_lite import verifiers
+from spectr_lite.check import compare, is_defined, lossless, token_rules
+
+EXIT_BIASED = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Compares selection rules with the optimum on your draft and target, then says of "
+        "each whether its output still follows the target. A file with several rows is a batch of "
+        "pairs: the table then shows means over them, and a verdict is about all together, with the "
+        "samples shared between them. Exit status: 0 lossless, 1 something is not, 2 bad input."
+    )
+    files = "probabilities in .npy, .npz, .csv or .json; FILE.npz:NAME picks an array"
+    parser.add_argument("--draft", required=True, metavar="FILE", help=files)
+    parser.add_argument("--target", required=True, metavar="FILE", help="the same, of the target")
+    parser.add_argument(
+        "-k",
+        nargs="+",
+        type=_whole(1),
+        default=[1, 2, 4, 8],
+        metavar="K",
+        help="numbers of drafts (default: 1 2 4 8)",
+    )
+    parser.add_argument(
+        "--verifier",
+        nargs="+",
+        action="extend",
+        metavar="RULE",
+        help="a rule's name, or my.module:MyVerifier for your own (default: every token rule)",
+    )
+    parser.add_argument(
+        "--samples",
+        type=_whole(1),
+        metavar="N",
+        help="tokens drawn for each verdict (default: 200000, fewer at a large vocabulary)",
+    )
+    parser.add_argument("--seed", type=_whole(0), default=0, metavar="N", help="default: 0")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table and the verdicts. 0: all lossless; 1: something is not; 2: bad input."""
+    draft, target = load(args.draft, "--draft"), load(args.target, "--target")
+    chosen = None if args.verifier is None else [find(name) for name in args.verifier]
+    table = compare(draft, target, args.k, chosen)
+    verdicts = []
+    if not args.json:
+        print(table)
+    for rule, k in _to_judge(chosen, args.k):
+        verdict = lossless(rule, draft, target, k, samples=args.samples, generator=args.seed)
+        verdicts.append(verdict)
+        if not args.json:
+            print(f"\n{verdict}", flush=True)
+    if args.json:
+        results = {**table.to_dict(), "verdicts": [verdict.to_dict() for verdict in verdicts]}
+        print(json.dumps(results, indent=2))
+    return 0 if all(verdict.lossless for verdict in verdicts) else EXIT_BIASED
+
+
+def _to_judge(chosen: list[Any] | None, ks: Sequence[int]) -> list[tuple[Any, int]]:
+    listed = token_rules() if chosen is None else chosen
+    return [(rule, k) for rule in listed for k in ks if is_defined(rule, k)]
+
+
+def load(path: str, argument: str) -> Any:
+    """Probabilities from .npy, .npz (FILE.npz:KEY picks an array), .csv or .json, shape (..., V)."""
+    file, key = path, None
+    if ".npz:" in path:
+        file, _, key = path.rpartition(":")
+    kind = Path(file).suffix.lower()
+    if kind not in (".npy", ".npz", ".csv", ".json"):
+        raise ValueError(
+            f"{argument}: found {path!r}. Give a file that ends in .npy, .npz, .csv or .json."
+        )
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{argument}: there is no file {file!r}. Give the path of one.")
+    try:
+        arrays = _read(Path(file), kind)
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{argument}: {file!r} could not be read as {kind[1:]}: {_one_line(error)}. "
+            "It must hold numbers only, one distribution per row."
+        ) from error
+    if key is None and len(arrays) == 1:
+        return next(iter(arrays.values()))
+    if key not in arrays:
+        found = f"{len(arrays)} arrays" if key is None else f"no array {key!r}"
+        raise ValueError(
+            f"{argument}: {file!r} holds {found}; it has {', '.join(arrays) or 'none'}. "
+            f"Choose one with {file}:NAME."
+        )
+    return arrays[key]
+
+
+def _read(file: Path, kind: str) -> dict[str, Any]:
+    """The arrays of a file by name; a file of one array has no name for it."""
+    if kind == ".json":
+        return {"": np.asarray(json.loads(file.read_text()), dtype=np.float64)}
+    if kind == ".csv":
+        lines = [line for line in file.read_text().splitlines() if line.strip()]
+        table = np.asarray([[float(cell) for cell in line.split(",")] for line in lines])
+        # One column is one distribution, as is one row.
+        return {"": table.ravel() if 1 in table.shape else table}
+    with file.open("rb") as stream:
+        content = np.load(stream, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return {"": content}
+        return {name: content[name] for name in content.files}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def _whole(least: int):
+    def parse(text: str) -> int:
+        if not text.lstrip("-").isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"found {text!r}. Give a whole number of at least {least}."
+            )
+        return int(text)
+
+    return parse
+
+
+def find(name: str) -> Any:
+    """A registered rule, or the object at my.module:MyVerifier, importable from where you stand.
+
+    For a command line: ValueError says what is wrong with the argument --verifier.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        return verifiers.get(name)
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            f"--verifier: {module_name!r} could not be imported ({type(error).__name__}: {reason}). "
+            "Give package.module:Class, importable from this directory."
+        ) from error
+    if not hasattr(module, attribute):
+        raise ValueError(
+            f"--verifier: module {module_name!r} has no {attribute!r}. Check its name."
+        )
+    return getattr(module, attribute)

@@ -1,0 +1,156 @@
+"""`python -m spectr_lite decode`: text streamed as it is decoded, and its block efficiency."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+import torch
+
+from spectr_lite import models, verifiers
+from spectr_lite.book import environment
+from spectr_lite.commands.check import find
+from spectr_lite.decoding import Generation, Iteration, decode
+from spectr_lite.decoding.rendering import LEGEND, TextStream, to_ansi
+from spectr_lite.distributions import IID
+from spectr_lite.verifiers import Verifier
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    rules = [name for name in verifiers.names() if IID in verifiers.get(name).valid_for]
+    parser.add_argument("--prompt", required=True, help="the text to continue")
+    parser.add_argument(
+        "--pair",
+        default="bundled",
+        help=f"{', '.join(models.pair_names())}, or a directory (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--verifier",
+        default="kseq",
+        help=f"selection rule: {', '.join(rules)}; or my.module:MyVerifier for your own "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "-K",
+        "--num-drafts",
+        type=int,
+        default=8,
+        help="drafted sequences; 0 autoregressive, 1 speculative (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-L",
+        "--draft-length",
+        type=int,
+        default=8,
+        help="tokens in each drafted sequence (default: %(default)s)",
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="default: %(default)s")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)"
+    )
+    parser.add_argument("--top-k", type=int, metavar="N", help="keep the N likeliest tokens")
+    parser.add_argument(
+        "--top-p", type=float, metavar="P", help="keep the likeliest tokens of mass P together"
+    )
+    parser.add_argument("--seed", type=int, default=None, help="for the same text every time")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU"
+    )
+    parser.add_argument(
+        "--show-drafts", action="store_true", help="list every drafted sequence, turn by turn"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit status: 0, or 2 after a one-line error."""
+    try:
+        stream(args)
+    except (
+        ValueError,
+        TypeError,
+        FileNotFoundError,
+        ImportError,
+        torch.cuda.OutOfMemoryError,
+    ) as error:
+        print(f"spectr_lite decode: error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if ":" not in args.verifier:
+            raise
+        # The reader's own rule, which may raise anything.
+        reason = f"{type(error).__name__}: {error}"
+        print(f"spectr_lite decode: error: {args.verifier} raised {reason}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _rule(name: str) -> Verifier:
+    found = find(name)
+    rule = found() if isinstance(found, type) else found
+    if not isinstance(rule, Verifier):
+        raise ValueError(
+            f"--verifier: {name!r} is {type(rule).__name__}, which decodes nothing. Derive it from "
+            "spectr_lite.verifiers.Verifier."
+        )
+    return rule
+
+
+def stream(args: argparse.Namespace) -> None:
+    """Decode and print. Raises what `load_pair` and `decode` raise."""
+    device, dtype = environment.device_and_dtype()
+    if args.device == "cpu":
+        device, dtype = torch.device("cpu"), torch.float32
+    elif args.device == "cuda" and device.type != "cuda":
+        raise ValueError("--device: found 'cuda', but torch sees no GPU. Use --device cpu.")
+    pair = models.load_pair(args.pair, device, dtype)
+    prompt = pair.tokenizer.encode(args.prompt).ids or [pair.end_of_text]
+    turns = decode(
+        pair.target,
+        pair.draft,
+        [prompt],
+        verifier=_rule(args.verifier),
+        num_drafts=args.num_drafts,
+        draft_length=args.draft_length,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        generator=args.seed,
+        stop_tokens=[pair.end_of_text],
+    )
+    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+    def show(kind: str, text: str) -> None:
+        print(to_ansi(kind, text) if coloured else text, end="", flush=True)
+
+    if coloured:
+        for kind, meaning in LEGEND:
+            show(kind, meaning)
+            print(end="   ")
+        print("\n")
+    text = TextStream(pair.tokenizer, prompt)
+    done: list[Iteration] = []
+    start = time.perf_counter()
+    show("prompt", text.shown)
+    for turn in turns:
+        done.append(turn)
+        if args.show_drafts:
+            print(f"\n\nturn {len(done)}: each draft, and | where it ended")
+            for path in turn.drafted[0]:
+                kept = int((path == turn.block[0, :-1]).cumprod(0).sum())
+                show("accepted", f"  {pair.tokenizer.decode(path[:kept].tolist())!r}")
+                show("rejected", f" | {pair.tokenizer.decode(path[kept:].tolist())!r}")
+                print()
+            print(end="=> ")
+        for kind, token in zip(turn.kinds(), turn.tokens(), strict=True):
+            show(kind, text.add(token))
+    seconds = time.perf_counter() - start
+    count = sum(len(turn.tokens()) for turn in done)
+    efficiency = Generation([], done).block_efficiency
+    print(
+        f"\n\n{count} tokens in {len(done)} calls of the large model; block efficiency "
+        f"{efficiency:.2f} tokens per call; {count / seconds:.1f} tokens/s on {device}"
+    )

@@ -1,0 +1,124 @@
+"""Pairs from a model hub, or from folders of the same layout: any two models, one tokenizer.
+
+    pair = pairs.load_pair("HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-135M", device, dtype)
+
+LlamaForCausalLM and Qwen2ForCausalLM with plain rotary positions, such as SmolLM2, TinyLlama,
+Llama 2 and Qwen2.5, are read into our own Transformer. Any other causal language model runs as the
+package transformers runs it, if that is installed, behind the same interface (huggingface/causal_lm.py).
+
+Models are often wider than their tokenizer: Qwen2.5 pads its vocabulary to 151,936 or 152,064 rows,
+by size, for 151,665 tokens. Rows behind the tokenizer's last id are cut when a model is loaded, so
+both laws live on the same real tokens and no padding is ever drawn.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from tokenizers import Tokenizer
+
+from spectr_lite.models import END_OF_TEXT, Pair
+from spectr_lite.models.weights import huggingface_config, load_folder, read_json
+
+if TYPE_CHECKING:
+    from spectr_lite.models.interface import LanguageModel
+
+FILES = ["config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json"]
+
+
+def load_pair(
+    target: str,
+    draft: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Pair:
+    """Two models by their hub names ("owner/name") or folders: in evaluation mode, frozen.
+
+    Raises ValueError when the two do not share a vocabulary or an architecture is not served, and
+    FileNotFoundError when a model is neither a folder nor to be had from the hub.
+    """
+    folders = [folder_of(target, "target"), folder_of(draft, "draft")]
+    tokenizer, other = (read_tokenizer(folder) for folder in folders)
+    check_same_vocabulary(tokenizer, other)
+    size = max(tokenizer.get_vocab().values()) + 1
+    large, small = (load_model(folder, device, dtype, size) for folder in folders)
+    return Pair(f"{target} + {draft}", large, small, tokenizer, end_token(folders[0], tokenizer))
+
+
+def load_model(
+    folder: Path, device: str | torch.device, dtype: torch.dtype, vocab_size: int
+) -> LanguageModel:
+    """In our own Transformer where that serves the architecture, otherwise from transformers."""
+    try:
+        huggingface_config(read_json(folder / "config.json"), str(folder))
+    except ValueError as error:
+        if importlib.util.find_spec("transformers") is None:
+            raise ValueError(f"{error}. For other models: pip install transformers") from error
+    else:
+        return load_folder(folder, device, dtype, vocab_size)
+    from transformers import AutoModelForCausalLM  # slow to import
+
+    from spectr_lite.huggingface.causal_lm import CausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    rows = model.get_output_embeddings().weight.shape[0]
+    if vocab_size > rows:
+        raise ValueError(
+            f"{folder}: the tokenizer has {vocab_size} tokens, the model {rows}; "
+            "give the model's own tokenizer"
+        )
+    return CausalLM(model.to(device).eval().requires_grad_(False), vocab_size)
+
+
+def folder_of(name: str, role: str) -> Path:
+    """The folder itself, or the local copy of a hub's model, fetched where it is not there yet."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download  # slow to import
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{role}: {name!r} is not a folder, and the hub did not give it "
+            f"({type(error).__name__}: {error}). Check the name and the connection."
+        ) from error
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; give a model with a fast tokenizer")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} is corrupt ({error}); fetch or save the model again") from error
+
+
+def check_same_vocabulary(target: Tokenizer, draft: Tokenizer) -> None:
+    """ValueError unless every id is the same token for both."""
+    ids = {id: token for token, id in target.get_vocab().items()}
+    others = {id: token for token, id in draft.get_vocab().items()}
+    if differ := [id for id in sorted(ids | others) if ids.get(id) != others.get(id)]:
+        first = differ[0]
+        raise ValueError(
+            f"target and draft: {len(differ)} of {len(ids | others)} token ids differ, the first "
+            f"is {first}: {ids.get(first)!r} and {others.get(first)!r}. Choose two models of one "
+            "family, with one tokenizer."
+        )
+
+
+def end_token(folder: Path, tokenizer: Tokenizer) -> str:
+    """The token that ends a text: config.json's eos_token_id, the first if there are many."""
+    end = read_json(folder / "config.json").get("eos_token_id")
+    end = end[0] if isinstance(end, list) else end
+    token = END_OF_TEXT if end is None else tokenizer.id_to_token(end)
+    if token is None or tokenizer.token_to_id(token) is None:
+        raise ValueError(
+            f"{folder}: found eos_token_id={end!r} in config.json; give the id of the token of "
+            "tokenizer.json that ends a text"
+        )
+    return token

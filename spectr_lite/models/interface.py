@@ -1,0 +1,25 @@
+"""What the decoding loop asks of a language model."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class LanguageModel(Protocol):
+    """What the loop asks of a model: a Transformer and a MarkovModel both offer it.
+
+    One whose calls wait for the device has an attribute `waits`, True, and decodes without graphs.
+    """
+
+    config: Any  # with .context, the number of positions the model knows
+    vocab_size: int
+    device: torch.device
+
+    def new_cache(self, batch: int, slots: int) -> Any: ...
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, cache: Any, slots: Tensor, mask: Tensor
+    ) -> Tensor: ...

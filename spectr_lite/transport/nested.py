@@ -1,0 +1,355 @@
+"""The optimal transport plan, sampled at full vocabulary: nested priority.
+
+Tokens stand in classes by target/draft ascending. U, R: draft and target mass below a class edge, and
+G = U^k, the probability that every draft lies below it.
+
+    marginal   T = upper concave hull of the points (R, G); the winner's law has cumulative T
+    times      tau_c = 1 - max { s in [0, 1] : edge c is a vertex of the lower hull of (U, T - s G) }
+    winner     draw Z ~ U(0, 1); the edges with tau <= Z cut the classes into pools; the winner is a
+               uniform choice among the drafts that lie in the highest pool any draft reached
+    output     accept the winner w with probability min(1, target(w) / winner(w)),
+               otherwise  Y ~ (target - winner)+
+
+    P(winner accepted) = sum_y min(winner(y), target(y)) = alpha_k      when every token is a class
+
+The last step is lossless for whatever `winner` is, as long as it is the true law of the winner; so
+classes may be bins of similar tokens, and only acceptance is lost. The canonical decomposition into
+"choose a winner, then couple it with the target" is Khisti et al. (arXiv 2410.18234). We are not aware
+of a prior closed form of an optimal winner. The book's proofs page proves every line above.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectr_lite.distributions import by_ratio, uniform
+
+CELLS_PER_OCTAVE = 128  # histogram cells of target/draft: each spans a factor 2^(1/128), 0.5%
+OCTAVES = 24  # ratios beyond 2^-24 and 2^24 share the outermost cells
+DINKELBACH_STEPS = 6  # four reach the root on every pair tried
+DENSE_LIMIT = {"cpu": 64, "cuda": 1024}  # classes up to which tables of C x C are used
+
+
+@dataclass(frozen=True)
+class NestedPlan:
+    """A nested-priority rule. C classes; the arrays share leading dimensions.
+
+    class_of     (..., V) class of each token
+    activation   (..., C) tau of each class's lower edge; 0 for the first
+    draft_below  (..., C + 1) U at the class edges
+    target_below (..., C + 1) R at the class edges
+    slope        (..., C) winner(y) = slope[class_of(y)] draft(y): the rule's true marginal
+    """
+
+    class_of: Tensor
+    activation: Tensor
+    draft_below: Tensor
+    target_below: Tensor
+    slope: Tensor
+
+    def winner(self, draft: Tensor) -> Tensor:
+        """The law of the winner, shape (..., V)."""
+        return self.slope.gather(-1, self.class_of) * draft
+
+    def classes(self, tokens: Tensor) -> Tensor:
+        """The class of each draft, shape (..., k); -1 where it is dead."""
+        ids = tokens.clamp_min(0).expand(*self.class_of.shape[:-1], -1)
+        return self.class_of.gather(-1, ids).masked_fill(tokens < 0, -1)
+
+    def chances(self, tokens: Tensor) -> Tensor:
+        """P(draft i is the winner), shape (..., k)."""
+        classes = self.classes(tokens)
+        top = classes.amax(-1, keepdim=True).unsqueeze(-2)
+        # Z only matters through which edges it activates, so it has one level per activation time.
+        levels, weight = _levels(self.activation)
+        index = torch.arange(levels.shape[-1], device=levels.device)
+        open_edges = (self.activation.unsqueeze(-2) <= levels.unsqueeze(-1)) & (index <= top)
+        floor = torch.where(open_edges, index, 0).amax(-1)
+        in_pool = (classes.unsqueeze(-2) >= floor.unsqueeze(-1)) & (tokens >= 0).unsqueeze(-2)
+        chance = in_pool.double() / in_pool.sum(-1, keepdim=True)
+        return (chance * weight.unsqueeze(-1)).sum(-2)
+
+    def draw(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
+        """Which draft wins: its position, shape (..., 1)."""
+        classes = self.classes(tokens)
+        z = uniform((*classes.shape[:-1], 1), generator)
+        index = torch.arange(self.activation.shape[-1], device=z.device)
+        open_edges = (self.activation <= z) & (index <= classes.amax(-1, keepdim=True))
+        floor = torch.where(open_edges, index, 0).amax(-1, keepdim=True)
+        in_pool = (classes >= floor) & (tokens >= 0)
+        # Ties are broken by position alone. A token's position tells nothing: drafts are exchangeable.
+        return (uniform(classes.shape, generator) * in_pool + in_pool).argmax(-1, keepdim=True)
+
+    def take(self, rows: Tensor) -> NestedPlan:
+        """The plans of these rows, for a plan with one leading dimension."""
+        fields = (self.class_of, self.activation, self.draft_below, self.target_below, self.slope)
+        if len(self.slope) == 1:  # one row for all: repeated without a copy
+            return NestedPlan(*(field[0].expand(*rows.shape, -1) for field in fields))
+        return NestedPlan(*(field[rows] for field in fields))
+
+
+def token_classes(draft: Tensor, target: Tensor) -> Tensor:
+    """Every token its own class: its position in target/draft order. O(V log V)."""
+    order = by_ratio(draft, target)
+    position = torch.arange(draft.shape[-1], device=draft.device).expand_as(order)
+    return torch.empty_like(order).scatter(-1, order, position)
+
+
+def binned_classes(draft: Tensor, target: Tensor, k: Tensor, classes: int) -> Tensor:
+    """`classes` intervals of target/draft: narrow where draft mass + target mass + U^k is. O(V).
+
+    A histogram of log2(target/draft) stands in for the order. A class of mass m whose ratios span a
+    width w costs at most about m w of acceptance, and for a given number of classes the sum of m w is
+    least when their density follows the square root of the mass. The first class is kept for tokens
+    the target never says and the last for tokens never drafted: neither may share a bin with others.
+    """
+    half = OCTAVES * CELLS_PER_OCTAVE
+    octave = torch.log2(target.to(torch.float64) / draft)
+    cell = (
+        (octave * CELLS_PER_OCTAVE).floor().clamp(-half, half - 1).nan_to_num(0).long() + half + 1
+    )
+    cell = torch.where(draft > 0, cell, 2 * half + 1)
+    cell = torch.where((target > 0) | (draft <= 0), cell, 0)
+    empty = torch.zeros(*cell.shape[:-1], 2 * half + 2, dtype=torch.float64, device=draft.device)
+    drafted = empty.scatter_add(-1, cell, draft.to(torch.float64)).cumsum(-1)
+    covered = empty.scatter_add(-1, cell, target.to(torch.float64)).cumsum(-1)
+    drafted, covered = drafted / drafted[..., -1:], covered / covered[..., -1:]
+    mass = drafted + covered + drafted**k
+    step = torch.diff(mass, prepend=torch.zeros_like(mass[..., :1])).clamp_min(0).sqrt()
+    level = step.cumsum(-1)
+    level = level / level[..., -1:]
+    # The class of a cell is set by the middle of the level it spans.
+    middle = (level + torch.nn.functional.pad(level[..., :-1], (1, 0))) / 2
+    inner = 1 + (middle * (classes - 2)).long().clamp(0, classes - 3)
+    inner[..., 0].fill_(0)
+    inner[..., -1].fill_(classes - 1)
+    return inner.gather(-1, cell)
+
+
+def class_masses(values: Tensor, class_of: Tensor, classes: int) -> Tensor:
+    """Mass below each class edge, shape (..., C + 1), from 0 to exactly 1."""
+    masses = torch.zeros(*values.shape[:-1], classes, dtype=torch.float64, device=values.device)
+    below = masses.scatter_add(-1, class_of, values.to(torch.float64)).cumsum(-1)
+    return torch.nn.functional.pad(below / below[..., -1:], (1, 0))
+
+
+def plan(draft: Tensor, target: Tensor, k: Tensor | int, classes: int | None = None) -> NestedPlan:
+    """The nested-priority plan for k drafts (a number, or a tensor with one per row).
+
+    `classes` None gives every token its own class, which is optimal; otherwise tokens are binned,
+    unless there are as many classes as tokens. On a GPU the work is on tables of C x C, with fixed
+    shapes and no loop over classes, so that a CUDA graph can hold it. On a CPU, and beyond 1024
+    classes, a heap takes O(C log C) steps in Python.
+    """
+    k = torch.as_tensor(k, dtype=torch.float64, device=draft.device).unsqueeze(-1)
+    lead = torch.broadcast_shapes(draft.shape[:-1], k.shape[:-1])
+    draft, target = draft.expand(*lead, -1), target.expand(*lead, -1)
+    if classes is None or classes >= draft.shape[-1]:
+        class_of, classes = token_classes(draft, target), draft.shape[-1]
+    else:
+        class_of = binned_classes(draft, target, k, classes)
+    u = class_masses(draft, class_of, classes)
+    r = class_masses(target, class_of, classes)
+    g = u**k
+    if classes <= DENSE_LIMIT.get(u.device.type, 64):
+        vertex, hull = _concave_hull(u, r, g)
+        activation = _activation_times(u, g, hull, vertex)
+        slope = _winner_slope(u, g, activation)
+    else:
+        activation, slope = _heap(u, r, g)
+    return NestedPlan(class_of, activation, u, r, slope)
+
+
+def _between(x: Tensor, y: Tensor) -> Tensor:
+    """Slopes (y_j - y_i) / (x_j - x_i) for all edges i, j; infinite or NaN where x_i = x_j."""
+    return (y.unsqueeze(-2) - y.unsqueeze(-1)) / (x.unsqueeze(-2) - x.unsqueeze(-1))
+
+
+def _concave_hull(u: Tensor, r: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Which edges are vertices of the upper concave hull of (R, G), and the hull T at every edge.
+
+    An edge is a vertex when no slope to its right exceeds a slope to its left. Edges along which R
+    stands still (tokens the target never says) count as vertices; their tokens are never accepted.
+    """
+    edges = torch.arange(u.shape[-1], device=u.device)
+    slope = _between(r, g)
+    later = edges.unsqueeze(-2) > edges.unsqueeze(-1)
+    rightward = slope.masked_fill(~later | slope.isnan(), -torch.inf).amax(-1)
+    leftward = slope.masked_fill(~later | slope.isnan(), torch.inf).amin(-2)
+    vertex = leftward >= rightward
+    vertex[..., 0].fill_(True)
+    vertex[..., -1].fill_(True)
+    left, right = _gaps(vertex[..., :-1])
+    start, base = r.gather(-1, left), g.gather(-1, left)
+    run, rise = r.gather(-1, right) - start, g.gather(-1, right) - base
+    share = torch.where(run > 0, (r[..., :-1] - start) / torch.where(run > 0, run, 1), 0)
+    hull = torch.cat([base + rise * share, g[..., -1:]], -1)
+    return vertex, torch.where(vertex, g, hull)
+
+
+def _activation_times(u: Tensor, g: Tensor, hull: Tensor, vertex: Tensor) -> Tensor:
+    """tau of every lower edge, shape (..., C).
+
+    Edge j is a vertex of the lower hull of T - s G as long as
+        min over b > j of slope(j, b)  >=  max over a < j of slope(a, j),
+    both within the block of the concave hull that holds j. The difference is concave in s, so
+    Dinkelbach's iteration falls from s = 1 to the largest root, in finitely many steps. Stopping it
+    early only moves a time: the marginal is computed from the times, and stays true.
+    """
+    edges = torch.arange(u.shape[-1], device=u.device)
+    count = vertex.cumsum(-1)
+    inside = (count - vertex.long()).unsqueeze(-2) == count.unsqueeze(-1)  # no vertex in between
+    seen = inside & (edges.unsqueeze(-2) > edges.unsqueeze(-1))
+    seen = seen & (u.unsqueeze(-2) > u.unsqueeze(-1))
+    of_hull = _between(u, hull).masked_fill(~seen, 0.0)
+    of_g = _between(u, g).masked_fill(~seen, 0.0)
+    share = torch.ones_like(u)
+    for _ in range(DINKELBACH_STEPS):
+        right = (of_hull - share.unsqueeze(-1) * of_g).masked_fill(~seen, torch.inf)
+        right = right.argmin(-1, keepdim=True)
+        left = (of_hull - share.unsqueeze(-2) * of_g).masked_fill(~seen, -torch.inf)
+        left = left.argmax(-2, keepdim=True)
+        gain = of_hull.gather(-1, right).squeeze(-1) - of_hull.gather(-2, left).squeeze(-2)
+        cost = of_g.gather(-1, right).squeeze(-1) - of_g.gather(-2, left).squeeze(-2)
+        root = torch.where(cost > 0, gain / torch.where(cost > 0, cost, 1), 1)
+        share = torch.where(vertex, share, torch.minimum(share, root.clamp_min(0)))
+    return 1 - share[..., :-1]
+
+
+def _gaps(active: Tensor) -> tuple[Tensor, Tensor]:
+    """For each class: the last active edge at or below it, the first active edge above it."""
+    classes = active.shape[-1]
+    index = torch.arange(classes, device=active.device).expand(active.shape)
+    left = torch.where(active, index, 0).cummax(-1).values
+    above = torch.where(active, index, classes).flip(-1).cummin(-1).values.flip(-1)
+    right = torch.nn.functional.pad(above[..., 1:], (0, 1), value=classes)
+    return left, right
+
+
+def _levels(activation: Tensor) -> tuple[Tensor, Tensor]:
+    """The values Z needs to be told apart by, (..., C), and the probability of each."""
+    level = activation.sort(-1).values
+    return level, torch.diff(level, append=torch.ones_like(level[..., :1])).clamp_min(0)
+
+
+def _winner_slope(u: Tensor, g: Tensor, activation: Tensor) -> Tensor:
+    """winner / draft in every class: the slope of G's chord over the class's pool, averaged over Z."""
+    level, weight = _levels(activation)
+    left, right = _gaps(activation.unsqueeze(-2) <= level.unsqueeze(-1))
+    u, g = (edge.unsqueeze(-2).expand(*left.shape[:-1], -1) for edge in (u, g))
+    width = u.gather(-1, right) - u.gather(-1, left)
+    rise = g.gather(-1, right) - g.gather(-1, left)
+    slope = torch.where(width > 0, rise / torch.where(width > 0, width, 1), 0)
+    return (weight.unsqueeze(-1) * slope).sum(-2)
+
+
+def _heap(u: Tensor, r: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Activation times and slopes by removal: exact for any number of classes, O(C log C).
+
+    At s = 0 every edge inside a block is a vertex of T - s G, since T is convex in U. As s grows the
+    vertices leave one at a time, and only the two neighbours of the one that left change their time.
+    """
+    shape = u.shape[:-1]
+    times, slopes = [], []
+    for row in zip(*(edge.reshape(-1, edge.shape[-1]).tolist() for edge in (u, r, g)), strict=True):
+        tau, slope = _heap_row(*row)
+        times.append(tau)
+        slopes.append(slope)
+    as_tensor = {"dtype": torch.float64, "device": u.device}
+    return (
+        torch.tensor(times, **as_tensor).view(*shape, -1),
+        torch.tensor(slopes, **as_tensor).view(*shape, -1),
+    )
+
+
+def _heap_row(u: list[float], r: list[float], g: list[float]) -> tuple[list[float], list[float]]:
+    # Edges with no draft mass between them are one edge, or their times would differ by rounding.
+    edges = [j for j in range(len(u)) if j == 0 or u[j] > u[j - 1]]
+    corners: list[int] = []
+    for j in edges:
+        while len(corners) > 1:
+            a, b = corners[-2:]
+            if (g[b] - g[a]) * (r[j] - r[b]) > (g[j] - g[b]) * (r[b] - r[a]):
+                break
+            corners.pop()
+        corners.append(j)
+    tau = [0.0] * (len(u) - 1)
+    slope = [0.0] * (len(u) - 1)
+    position = {edge: index for index, edge in enumerate(edges)}
+    for first, last in itertools.pairwise(corners):
+        block = edges[position[first] : position[last] + 1]
+        run = r[last] - r[first]
+        rate = (g[last] - g[first]) / run if run > 0 else 0.0
+        # Where R stands still every edge is a vertex: tokens that the target never says.
+        hull = [g[first] + rate * (r[j] - r[first]) if run > 0 else g[j] for j in block]
+        times, slopes = _remove([u[j] for j in block], hull, [g[j] for j in block])
+        for edge, time, rise in zip(block[:-1], times, slopes, strict=True):
+            tau[edge], slope[edge] = time, rise
+    for j in range(1, len(tau)):
+        if u[j] == u[j - 1]:
+            tau[j], slope[j] = tau[j - 1], slope[j - 1]
+    return tau, slope
+
+
+def _remove(u: list[float], hull: list[float], g: list[float]) -> tuple[list[float], list[float]]:
+    """tau = 1 - s of each lower edge of one block, s being when it leaves the hull; and the slopes.
+
+    The slope of a class is the slope of G's chord over the pool that holds it, averaged over s. Pools
+    only merge, so they form a tree; a class collects what the pools above it earned while they stood.
+    """
+    classes = len(u) - 1
+    before = list(range(-1, classes))
+    after = list(range(1, classes + 2))
+
+    def leaves(j: int) -> float:
+        a, b = before[j], after[j]
+        back, ahead = u[j] - u[a], u[b] - u[j]
+        cost = (g[b] - g[j]) / ahead - (g[j] - g[a]) / back
+        gain = (hull[b] - hull[j]) / ahead - (hull[j] - hull[a]) / back
+        return min(1.0, max(0.0, gain / cost)) if cost > 0 else 1.0
+
+    chord = [(g[c + 1] - g[c]) / (u[c + 1] - u[c]) for c in range(classes)]
+    since = [0.0] * classes
+    earned = [0.0] * classes
+    parent = [-1] * classes
+    pool = list(range(classes))  # the pool that starts at each edge still standing
+    current = [1.0, *(leaves(j) for j in range(1, classes)), 1.0]
+    queue = [(current[j], j) for j in range(1, classes)]
+    heapq.heapify(queue)
+    now = 0.0
+    tau = [0.0] * classes
+    while queue:
+        s, j = heapq.heappop(queue)
+        if s != current[j] or before[j] == after[j]:
+            continue
+        if s >= 1:
+            break
+        now = max(now, s)
+        tau[j] = 1 - now
+        a, b = before[j], after[j]
+        merged = len(chord)
+        for part in (pool[a], pool[j]):
+            earned[part] = (now - since[part]) * chord[part]
+            parent[part] = merged
+        chord.append((g[b] - g[a]) / (u[b] - u[a]))
+        since.append(now)
+        earned.append(0.0)
+        parent.append(-1)
+        pool[a] = merged
+        after[a], before[b] = b, a
+        before[j] = after[j] = j
+        for neighbour in (a, b):
+            if 0 < neighbour < classes:
+                current[neighbour] = max(now, leaves(neighbour))
+                heapq.heappush(queue, (current[neighbour], neighbour))
+    for part in reversed(range(len(chord))):
+        if parent[part] < 0:
+            earned[part] = (1 - since[part]) * chord[part]
+        else:
+            earned[part] += earned[parent[part]]
+    return tau, earned[:classes]

@@ -1,0 +1,209 @@
+"""Draft selection as optimal transport with membership cost (OTM).
+
+Choose a joint law pi of the drafted tuple x and the output y, with the drafts' law as one marginal
+and the target as the other, so that y is a drafted token as often as possible:
+
+    alpha = max over pi of  sum_{x, y in S(x)} pi(x, y),     S(x) = the set of tokens in x
+
+By max-flow = min-cut, for any joint law of the drafts,
+
+    alpha = 1 - max over token sets A of  [ P(S subset of A) - target(A) ]
+
+`solve_lp` solves the program; `optimal_acceptance` evaluates the cut formula on the V prefixes of one
+sorted order, which always contain a worst set. Source: section 3 of SpecTr (arXiv 2310.15141).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import scipy.sparse as sp
+
+from spectr_lite.distributions import (
+    MOST_DRAFTS,
+    ArrayLike,
+    DraftLaw,
+    check_count,
+    check_law,
+    check_pair,
+    spelled,
+)
+
+# Peak memory of cvxpy, HiGHS and the answer, fitted from above to what spectr_experiments/transport.py
+# measured: 1.1 kB per variable in literal programs, 24 B for each of the plan's V^(k+1) cells, and
+# four copies of the list of V^k tuples with k drafts each.
+LP_BYTES_PER_VARIABLE = 1_200
+LP_BYTES_PER_CELL = 24
+LP_BYTES_PER_DRAFT = 32
+LP_BYTES_LIMIT = 4 * 2**30
+MOST_AXES = 64  # of a NumPy array
+
+Formulation = Literal["reduced", "literal"]
+
+
+@dataclass(frozen=True)
+class LPResult:
+    """An optimal transport plan, its value, and the cut that proves the value.
+
+    acceptance  alpha, the optimum of the program
+    plan        joint law of (x_1, ..., x_k, y): an array with k + 1 axes of length V. Summed over its
+                last axis it is the drafts' law; summed over the others it is the target.
+    cut         the tokens of a worst set A: acceptance = 1 - P(S subset of A) + target(A)
+    variables   the number of variables the program had
+    """
+
+    acceptance: float
+    plan: np.ndarray
+    cut: tuple[int, ...]
+    variables: int
+
+
+def lp_size(vocabulary: int, k: int, formulation: Formulation = "reduced") -> int:
+    """Variables of the program for i.i.d. drafts.
+
+    literal: one for each of V^k tuples and V outputs.  reduced: one for each multiset of k tokens and
+    each of its distinct members: sum_d d C(V, d) C(k - 1, d - 1).
+    """
+    check_count(vocabulary, "vocabulary")
+    check_count(k, "k", most=MOST_DRAFTS)
+    if formulation == "literal":
+        return vocabulary ** (k + 1)
+    return sum(
+        d * math.comb(vocabulary, d) * math.comb(k - 1, d - 1)
+        for d in range(1, min(vocabulary, k) + 1)
+    )
+
+
+def lp_bytes(vocabulary: int, k: int, formulation: Formulation = "reduced") -> int:
+    """Memory in bytes: the variables, the plan's V^(k+1) cells, and the V^k tuples of k drafts."""
+    return (
+        LP_BYTES_PER_VARIABLE * lp_size(vocabulary, k, formulation)
+        + LP_BYTES_PER_CELL * vocabulary ** (k + 1)
+        + LP_BYTES_PER_DRAFT * k * vocabulary**k
+    )
+
+
+def solve_lp(
+    draft: ArrayLike,
+    target: ArrayLike,
+    k: int,
+    formulation: Formulation = "reduced",
+    law: DraftLaw | None = None,
+) -> LPResult:
+    """The OTM program solved by HiGHS through cvxpy, for one pair of shape (V,).
+
+    "literal" has a variable for every tuple and every output. "reduced" keeps only the pairs with y
+    in S(x), since unmatched mass can be completed afterwards by the product of what is left over on
+    both sides, and merges tuples that are reorderings of one another.
+
+    Raises ValueError for bad distributions, a batch, k < 1, an unknown formulation, or a program that
+    would need more than LP_BYTES_LIMIT bytes.
+    """
+    pair = check_pair(draft, target)
+    k = check_count(k, "k", most=MOST_DRAFTS)
+    law = check_law(law)
+    if formulation not in ("reduced", "literal"):
+        raise ValueError(f"formulation: found {formulation!r}. Use 'reduced' or 'literal'.")
+    if pair.draft.ndim != 1:
+        raise ValueError(
+            f"draft: shape {tuple(pair.draft.shape)} is a batch. The program is solved for one pair; "
+            "use optimal_acceptance for batches."
+        )
+    p, q = pair.draft.double().cpu(), pair.target.double().cpu().numpy()
+    vocabulary = len(q)
+    needed = lp_bytes(vocabulary, k, formulation)
+    if needed > LP_BYTES_LIMIT or k >= MOST_AXES:
+        raise ValueError(
+            f"k: V={vocabulary} and k={k} make a {formulation} program of "
+            f"{spelled(lp_size(vocabulary, k, formulation))} variables, about "
+            f"{spelled(needed // 2**30)} GiB, and a plan of {k + 1} axes; the limit is "
+            f"{LP_BYTES_LIMIT // 2**30} GiB, and {MOST_AXES} axes. optimal_acceptance gives the same "
+            "optimum at any size."
+        )
+    drawn, mass = law.tuples(p, k, limit=LP_BYTES_LIMIT // LP_BYTES_PER_CELL)
+    tuples, weights = drawn.numpy(), mass.numpy()
+    if (tuples < 0).any():
+        raise ValueError(
+            f"k: under {law!r} this draft has fewer than {k} tokens to give, so its plan has no k-th "
+            "axis. Use a smaller k; optimal_acceptance takes any."
+        )
+    if formulation == "reduced":
+        # Reorderings of one multiset are one node; -1 (no draft) sorts first and is never a member.
+        nodes, node_of = np.unique(np.sort(tuples, axis=1), axis=0, return_inverse=True)
+        node_of = node_of.reshape(-1)
+        supply = np.bincount(node_of, weights, minlength=len(nodes))
+        row, column = _members(nodes)
+        share, cut = _solve(supply, q, row, column, np.ones(len(row)), complete=False)
+        share = _complete(share, supply, q)
+        joint = weights[:, None] * (share / np.where(supply > 0, supply, 1)[:, None])[node_of]
+    else:
+        row, column = (index.reshape(-1) for index in np.indices((len(tuples), vocabulary)))
+        member = (tuples[:, :, None] == np.arange(vocabulary)).any(1).reshape(-1)
+        joint, cut = _solve(weights, q, row, column, member.astype(float), complete=True)
+    plan = np.zeros((vocabulary,) * (k + 1))
+    plan[tuple(tuples.T)] = joint
+    inside = joint[_members(np.sort(tuples, axis=1))].sum()
+    return LPResult(float(inside), plan, cut, len(row))
+
+
+def _members(nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row, token) of every distinct member of every sorted multiset."""
+    first = np.ones_like(nodes, dtype=bool)
+    first[:, 1:] = nodes[:, 1:] != nodes[:, :-1]
+    row, position = np.nonzero(first & (nodes >= 0))
+    return row, nodes[row, position]
+
+
+def _solve(
+    supply: np.ndarray,
+    demand: np.ndarray,
+    row: np.ndarray,
+    column: np.ndarray,
+    worth: np.ndarray,
+    complete: bool,
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The flow of most worth from `row` tuples to `column` tokens, (tuples, V); and the cut's tokens.
+
+    `complete`: all mass must flow, as the paper states the program; otherwise at most all of it.
+    """
+    import cvxpy as cp
+
+    # Sparse matrices that sum a flow per tuple and per token.
+    edges, ones = np.arange(len(row)), np.ones(len(row))
+    per_tuple = sp.csr_array((ones, (row, edges)), shape=(len(supply), len(row)))
+    per_token = sp.csr_array((ones, (column, edges)), shape=(len(demand), len(row)))
+    flow = cp.Variable(len(row), nonneg=True)
+    sent, received = per_tuple @ flow, per_token @ flow
+    limits = (
+        [sent == supply, received == demand] if complete else [sent <= supply, received <= demand]
+    )
+    problem = cp.Problem(cp.Maximize(worth @ flow), limits)
+    # The tightest HiGHS takes. Its default of 1e-7 is more than many a tuple's probability.
+    tolerances = dict.fromkeys(
+        ("primal_feasibility_tolerance", "dual_feasibility_tolerance"), 1e-10
+    )
+    # HiGHS's presolve calls some programs with probabilities below 1e-8 infeasible; no program here is.
+    for presolve in ("on", "off"):
+        problem.solve(solver=cp.HIGHS, presolve=presolve, **tolerances)
+        if problem.status == cp.OPTIMAL:
+            break
+    else:
+        raise RuntimeError(f"HiGHS stopped with status {problem.status!r} instead of an optimum.")
+    # A vertex of the dual is 0 or 1: a token is in A when its capacity is what limits the flow.
+    # The duals of equalities are fixed up to a constant, and cut tokens lie one above the others.
+    price = limits[1].dual_value
+    cut = np.flatnonzero(price - (price.min() if complete else 0) > 0.5)
+    share = np.zeros((len(supply), len(demand)))
+    share[row, column] = np.clip(flow.value, 0, None)
+    return share, tuple(cut.tolist())
+
+
+def _complete(share: np.ndarray, supply: np.ndarray, demand: np.ndarray) -> np.ndarray:
+    """A plan with the right marginals: what is left on both sides is paired independently."""
+    spare = np.clip(supply - share.sum(1), 0, None)
+    missing = np.clip(demand - share.sum(0), 0, None)
+    total = missing.sum()
+    return share + (np.outer(spare, missing / total) if total > 0 else 0)
