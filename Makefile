@@ -10,12 +10,12 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve lint format check-site notebooks picture tables front-page constraints set-repository smollm2 gpu clean
+.PHONY: help book test serve lint format check-site notebooks picture tables constraints set-repository smollm2 gpu clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
-book: $(STAMP) front-page  ## Execute every notebook and write the site to _build/html
+book: $(STAMP)  ## Execute every notebook and write the site to _build/html
 	rm -rf $(HTML)
 	mkdir -p $(KERNEL)/profile_default
 	echo 'c.IPKernelApp.log_level = 40  # kernels say on every start that their local sockets are plain' \
@@ -52,11 +52,6 @@ tables: $(STAMP)  ## Write every generated summary and table again, from results
 picture: $(STAMP)  ## The README's picture, from the screenshots of check-site
 	$(BIN)/python scripts/site/readme_picture.py
 
-front-page: $(STAMP)
-	$(BIN)/python scripts/front_page.py
-	$(BIN)/python scripts/models_page.py
-	$(BIN)/python scripts/reproduction_pages.py
-
 constraints: $(STAMP)  ## Write the versions now installed to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
 
@@ -70,7 +65,7 @@ gpu: $(STAMP)  ## On a machine with a GPU: checks, then every measurement, in ha
 	$(BIN)/python scripts/gpu_session.py
 
 clean:  ## Remove what was built (the environment stays)
-	rm -rf _build book/_generated
+	rm -rf _build
 
 # Installed again only when one of these three files changes.
 $(STAMP): requirements.txt constraints.txt pyproject.toml

@@ -1,4 +1,4 @@
-"""Write every summary and table that is generated from results/, each by its own writer: make tables.
+"""Write every summary that is generated from results/, each by its own writer: make tables.
 
 Every page reads these files, and none is edited by hand. tests/test_tables.py deletes them, runs this
 and compares the bytes. A writer whose experiment has no recorded run is left out.
@@ -21,21 +21,15 @@ WRITERS = {  # experiment in results/, or what the tables are of: command
     "table1": ("spectr_lite", "reproduce", "summarise"),
     "appendix-e": ("spectr_lite", "reproduce", "summarise"),
 }
-PAGES = (
-    ("scripts/front_page.py",),
-    ("scripts/models_page.py",),
-    ("scripts/reproduction_pages.py",),
-)  # what they show, in book/_generated
 
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
     recorded = [command for name, command in WRITERS.items() if any(ROOT.glob(f"results/{name}/*"))]
-    for script, *arguments in (*dict.fromkeys(recorded), *PAGES):
-        sys.argv = [script, *arguments]
+    for module, *arguments in dict.fromkeys(recorded):
+        sys.argv = [module, *arguments]
         try:
-            run = runpy.run_path if script.endswith(".py") else runpy.run_module
-            run(script, run_name="__main__")
+            runpy.run_module(module, run_name="__main__")
         except SystemExit as end:
             if end.code:
                 sys.exit(f"{' '.join(sys.argv)} ended with status {end.code}")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import huggingface_hub
 import pytest
+from recorded_numbers import models_page as page
 from test_llama_loading import random_model, write_folder
 
+from spectr_experiments import models as measure
 from spectr_lite.models import PAIRS, TransformerConfig, pair_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,15 +20,6 @@ PAGE = ROOT / "book" / "models.md"
 TINY = TransformerConfig(
     vocab_size=4096, width=16, layers=1, heads=2, kv_heads=1, ffn=24, context=256
 )
-
-
-def load_script(name: str) -> ModuleType:
-    if name == "models_page":
-        spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    return importlib.import_module(name)
 
 
 @pytest.fixture
@@ -61,44 +52,46 @@ def test_ten_lines_bring_a_pair_from_the_hub(
     assert "tokens for each call of the target" in capsys.readouterr().out
 
 
-def test_every_pair_is_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = load_script("models_page")
+def test_every_pair_is_on_the_page() -> None:
     assert set(page.ABOUT) == set(pair_names())
-    monkeypatch.setattr(page, "OUT", tmp_path)
-    page.write_models_page()
-    included = set(re.findall(r"_generated/([\w.-]+)", PAGE.read_text(encoding="utf-8")))
-    assert included == {path.name for path in tmp_path.iterdir()}
-    table = (tmp_path / "models-pairs.md").read_text()
-    assert all(f"`{name}`" in table for name in pair_names())
+    text = PAGE.read_text(encoding="utf-8")
+    assert set(re.findall(r"\{\{ (\w+) \}\}", text)) == set(page.FRAGMENTS)
+    assert set(re.findall(r"_build/drawn/([\w.]+)", text)) == set(page.FIGURES)
+    assert all(f"`{name}`" in page.pairs() for name in pair_names())
 
 
-def test_the_cards_numbers_reach_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = load_script("models_page")
-    monkeypatch.setattr(page, "OUT", tmp_path)
+def test_the_cards_numbers_reach_the_page() -> None:
     run = json.loads((PAIRS["bundled"] / "config.json").read_text())["run"]
     records = ROOT / "results" / "train-pair" / run / "evaluation.json"
     evaluation = json.loads(records.read_text())
-    text = page.curves()
+    text = page.gained()
     for name in ("test_before_distillation", "test"):
         assert f"{evaluation[name]['acceptance']:.3f}" in text
-    assert f"{evaluation['test']['acceptance']:.3f}" in page.card("sotu")
-    assert not re.search(r"^# ", page.card("sotu"), flags=re.M)
+    cards = re.findall(
+        r"```\{include\} (\S+)\n:start-line: 1\n:heading-offset: 1\n```",
+        PAGE.read_text(encoding="utf-8"),
+    )
+    sotu, _smollm2 = ((PAGE.parent / card).read_text(encoding="utf-8") for card in cards)
+    assert f"{evaluation['test']['acceptance']:.3f}" in sotu
 
 
-def test_what_is_not_recorded_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = load_script("models_page")
+def test_what_is_not_recorded_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "summary", lambda name: {"runs": []})
-    monkeypatch.setattr(page, "DATA", tmp_path)
     assert "Not recorded yet" in page.quality()
     assert "Not recorded yet" in page.smollm2_drafts()
-    assert "Not in the package yet" in page.card("smollm2")
     assert page.pairs().count("\n") == 2 + len(page.ABOUT)
+
+
+@pytest.mark.parametrize("name", page.FRAGMENTS)
+def test_a_table_of_a_recorded_run_names_it(name: str) -> None:
+    text = page.FRAGMENTS[name]()
+    if re.search(r"\d\.\d{3}", text):
+        assert re.search(r"[Rr]un `[\w-]+`|results/[\w-]+/[\w-]+", text)
 
 
 def test_the_summary_is_that_of_the_newest_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = load_script("spectr_experiments.models")
     if not measure.SUMMARY.is_file():
         pytest.skip("no run of spectr_experiments/models.py is recorded")
     stored = measure.SUMMARY.read_bytes()

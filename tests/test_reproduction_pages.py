@@ -1,23 +1,18 @@
-"""Ledger, card and "Leaving one GPU": generated from the records, and their code runs."""
+"""Ledger, card and "Leaving one GPU": made from the records, and their code runs."""
 
 from __future__ import annotations
 
 import copy
 import json
 import re
-import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded_numbers import reproduction as writer
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "book" / f"{name}.md" for name in ("claims-ledger", "leaving-one-gpu")]
-
-
-@pytest.fixture(scope="module")
-def writer() -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "scripts" / "reproduction_pages.py"))
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +29,13 @@ def timed_on_a_gpu(run: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def test_every_row_of_a_table_names_its_run(writer: dict[str, Any], runs: list[dict]) -> None:
+def test_every_row_of_a_table_names_its_run(runs: list[dict]) -> None:
     for make in ("efficiencies", "rules", "projection", "chains"):
-        rows = [line for line in writer[make](runs).splitlines() if re.search(r"\d\.\d\d", line)]
+        rows = [
+            line
+            for line in getattr(writer, make)(runs).splitlines()
+            if re.search(r"\d\.\d\d", line)
+        ]
         ours = [row for row in rows if row.startswith("|")]
         assert ours, make
         for row in ours:
@@ -44,10 +43,10 @@ def test_every_row_of_a_table_names_its_run(writer: dict[str, Any], runs: list[d
 
 
 def test_speed_is_called_measured_by_a_gpu_alone(
-    writer: dict[str, Any], runs: list[dict], monkeypatch: pytest.MonkeyPatch
+    runs: list[dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing = {"runs": []}
-    monkeypatch.setitem(writer["timed"].__globals__, "summary", lambda _: nothing)
+    monkeypatch.setattr(writer, "summary", lambda _: nothing)
     untimed = copy.deepcopy(runs[0])
     for row in untimed["cells"]:
         row |= {"speed": None, "steps": None}
@@ -59,19 +58,19 @@ def test_speed_is_called_measured_by_a_gpu_alone(
         (on_cpu, "Not yet measured on a GPU"),
         (on_gpu, "**Measured on a GPU.**"),
     ):
-        times = writer["timed"]([run])
-        for text in (writer["speeds"](times, 0), writer["speeds"](times, 1)):
+        times = writer.timed([run])
+        for text in (writer.speeds(times, 0), writer.speeds(times, 1)):
             assert words in text
-        assert words in writer["drafts_cost"](times)
-    assert "No GPU yet" in writer["card"]([on_cpu]) and "No GPU yet" not in writer["card"]([on_gpu])
+        assert words in writer.drafts_cost(times)
+    assert "No GPU yet" in writer.card([on_cpu]) and "No GPU yet" not in writer.card([on_gpu])
 
 
-def test_the_ratio_over_one_draft_is_a_ratio(writer: dict[str, Any], runs: list[dict]) -> None:
+def test_the_ratio_over_one_draft_is_a_ratio(runs: list[dict]) -> None:
     run = timed_on_a_gpu(runs[0])
-    writer["cell"]([run], 1, 4)["speed"]["ratio"] = 1.6
-    times = [point for point in writer["timed"]([run]) if "table1" in point.source]
-    assert "| GPU | 1.25 |" in writer["speeds"](times, 1)
-    assert "| GPU | 2.00 |" in writer["speeds"](times, 0)
+    writer.cell([run], 1, 4)["speed"]["ratio"] = 1.6
+    times = [point for point in writer.timed([run]) if "table1" in point.source]
+    assert "| GPU | 1.25 |" in writer.speeds(times, 1)
+    assert "| GPU | 2.00 |" in writer.speeds(times, 0)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -87,7 +86,7 @@ def test_files_that_a_page_points_to_are_there(page: Path) -> None:
 
 
 def test_the_projection_on_the_page_runs(
-    runs: list[dict], writer: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    runs: list[dict], capsys: pytest.CaptureFixture[str]
 ) -> None:
     *_, block = re.findall(r"```python\n(.*?)```", PAGES[1].read_text("utf-8"), flags=re.S)
     page: dict[str, Any] = {}
@@ -96,34 +95,27 @@ def test_the_projection_on_the_page_runs(
     costs = page["engine_costs"](target_step=20.0, draft_step=1.0, target_call=24.0, K=8, L=4)
     assert costs.turn(8, 4) == pytest.approx(1.2 + 4 / 20)  # the call, and four steps of the draft
     assert costs.turn(0, 0) == pytest.approx(1)  # autoregressive decoding
-    cell = writer["cell"](runs, 8, 4)
+    cell = writer.cell(runs, 8, 4)
     value, low, high = page["projected_speed"](cell, costs)
     assert value == pytest.approx(cell["block_efficiency"] / 1.4)
     assert low < value < high
 
 
-def test_of_several_runs_a_cell_is_taken_from_the_largest(
-    writer: dict[str, Any], runs: list[dict]
-) -> None:
+def test_of_several_runs_a_cell_is_taken_from_the_largest(runs: list[dict]) -> None:
     few, many, untimed = (copy.deepcopy(runs[0]) | {"run": name} for name in ("a", "b", "c"))
     for run, n in ((few, 10), (many, 20), (untimed, 30)):
         for row in run["cells"]:
             row |= {"n": n, "speed": {"ratio": 1.0, "quartiles": [1, 1], "n": 50 - n}}
     for row in untimed["cells"]:
         row["speed"] = None
-    assert writer["cell"]([few, many, untimed], 8, 4)["run"] == "c"
-    assert writer["cell"]([few, many, untimed], 8, 4, timed=True)["run"] == "a"
-    assert writer["cell"]([few, many], 3, 5) is None
+    assert writer.cell([few, many, untimed], 8, 4)["run"] == "c"
+    assert writer.cell([few, many, untimed], 8, 4, timed=True)["run"] == "a"
+    assert writer.cell([few, many], 3, 5) is None
 
 
-def test_every_generated_part_with_a_number_names_a_run(
-    writer: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(writer["main"].__globals__, "OUT", tmp_path)
-    writer["main"]()
-    parts = {path.stem: path.read_text("utf-8") for path in tmp_path.iterdir()}
-    assert len(parts) > 10
-    computed = ("ledger-guarantee", "ledger-more-drafts")  # exact; and a count over the table below
-    for name, text in parts.items():
-        if name not in computed and re.search(r"\d\.\d", text):
+def test_every_part_with_a_number_names_a_run() -> None:
+    assert len(writer.FRAGMENTS) > 10
+    computed = ("ledger_guarantee", "ledger_more_drafts")  # exact; and a count over the table below
+    for name, make in writer.FRAGMENTS.items():
+        if name not in computed and re.search(r"\d\.\d", text := make()):
             assert re.search(r"\(repo:results/[\w-]+/[\w-]+/env\.json\)", text), name

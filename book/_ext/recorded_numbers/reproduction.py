@@ -1,23 +1,20 @@
-"""Write what the claims ledger, the reproducibility card and "Leaving one GPU" show of recorded runs.
+"""What the claims ledger, the reproducibility card and "Leaving one GPU" show of recorded runs.
 
-Into book/_generated. Every number is read from a summary in spectr_lite/results or from the paper's
-own numbers (spectr_lite/book/paper.json); a claim that no run has measured says so, and stops
-saying so by itself when one has.
+Every number is read from a summary in spectr_lite/results or from the paper's own numbers
+(spectr_lite/book/paper.json); a claim that no run has measured says so, and stops saying so by itself
+when one has.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from spectr_lite import transport, verifiers
 from spectr_lite.book.costs import Costs, acceptance_for
 from spectr_lite.book.recorded import by_pair, cell, kind, paper, summary, table
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "book" / "_generated"
 THEIRS = {(row["num_drafts"], row["draft_length"]): row for row in paper()["table1"]}
 WORST = ((Fraction(1, 3), Fraction(2, 3)), (Fraction(5, 9), Fraction(4, 9)))  # draft, target; k = 2
 
@@ -338,28 +335,21 @@ def chains(runs: list[dict[str, Any]]) -> str:
     return "{.wide-cells}\n" + table(head, rows) if rows else "*No run is recorded yet.*\n"
 
 
-def main() -> None:
-    runs = summary("table1")["runs"]
-    latency = summary("appendix-e")["runs"]
-    times = timed(runs)
-    parts = {
-        "ledger-block-efficiency": efficiencies(runs),
-        "ledger-more-drafts": more_drafts(runs),
-        "ledger-speed": speeds(times, over=0),
-        "ledger-speed-over-one": speeds(times, over=1),
-        "ledger-drafts-cost": drafts_cost(times),
-        "ledger-one-call": one_call(latency),
-        "ledger-rules": rules(runs),
-        "ledger-guarantee": guarantee(),
-        "ledger-times": solver_times(),
-        "card": card(runs),
-        "leaving-projection": projection(runs),
-        "leaving-chains": chains(runs),
-    }
-    OUT.mkdir(parents=True, exist_ok=True)
-    for name, text in parts.items():
-        (OUT / f"{name}.md").write_text(text, encoding="utf-8")
+def runs() -> list[dict[str, Any]]:
+    return summary("table1")["runs"]
 
 
-if __name__ == "__main__":
-    main()
+FRAGMENTS = {
+    "ledger_block_efficiency": lambda: efficiencies(runs()),
+    "ledger_more_drafts": lambda: more_drafts(runs()),
+    "ledger_speed": lambda: speeds(timed(runs()), over=0),
+    "ledger_speed_over_one": lambda: speeds(timed(runs()), over=1),
+    "ledger_drafts_cost": lambda: drafts_cost(timed(runs())),
+    "ledger_one_call": lambda: one_call(summary("appendix-e")["runs"]),
+    "ledger_rules": lambda: rules(runs()),
+    "ledger_guarantee": guarantee,
+    "ledger_times": solver_times,
+    "reproducibility_card": lambda: card(runs()),
+    "leaving_projection": lambda: projection(runs()),
+    "leaving_chains": lambda: chains(runs()),
+}

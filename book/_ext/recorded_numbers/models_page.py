@@ -1,27 +1,23 @@
-"""Write what the page "The models in this book" shows, into book/_generated: tables, figure, cards.
+"""What the page "The models in this book" shows: tables, and the figure of the training.
 
-Every number comes from the cards' own records: results/train-pair, spectr_lite/results/models.json
+Every number comes from the models' own records: results/train-pair, spectr_lite/results/models.json
 and smollm2-drafts.json. A part whose record is not there yet says so.
 """
 
 from __future__ import annotations
 
 import json
-import re
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from spectr_lite import models
 from spectr_lite.book import plotting
 from spectr_lite.book.recorded import summary, table
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "book" / "_generated"
-DATA = models.DATA
+RECORDS = Path(__file__).resolve().parents[3] / "results" / "train-pair"
 ABOUT = {  # pair: target, draft, licence, where from
     "bundled": ("our own", "our own, distilled", "CC0-1.0", "in the package"),
     "smollm2-distilled": (
@@ -109,22 +105,27 @@ def smollm2_drafts() -> str:
     return table(head, rows) + f"\nRun `{found['run']}`.\n"
 
 
-def curves() -> str:
-    """Draw the bundled pair's training; return what its last tenth still gained."""
-    run = json.loads((DATA / "sotu" / "config.json").read_text())["run"]
-    records = ROOT / "results" / "train-pair" / run
-    lines = [json.loads(line) for line in (records / "curve.jsonl").read_text().splitlines()]
-    evaluation = json.loads((records / "evaluation.json").read_text())
-    text = evaluation["tokens"]["train"]
-    stages = {
-        stage: [line for line in lines if line["stage"] == stage]
-        for stage in ("target", "draft", "distil")
-    }
+@cache
+def training() -> dict[str, Any]:
+    """The record of the bundled pair's training: settings, evaluation, and the curve by stage."""
+    run = json.loads((models.DATA / "sotu" / "config.json").read_text("utf-8"))["run"]
+    found = {"run": run}
+    for name in ("config", "evaluation"):
+        found[name] = json.loads((RECORDS / run / f"{name}.json").read_text("utf-8"))
+    lines = map(json.loads, (RECORDS / run / "curve.jsonl").read_text("utf-8").splitlines())
+    for line in lines:
+        found.setdefault(line["stage"], []).append(line)
+    return found
 
-    plotting.use_style()
-    figure, (loss, acceptance) = plt.subplots(1, 2, figsize=(7.2, 3.2), width_ratios=(3, 2))
+
+def training_figure() -> Figure:
+    """Loss of both models, and acceptance during distillation."""
+    record = training()
+    text = record["evaluation"]["tokens"]["train"]
+    figure = Figure(figsize=(7.2, 3.2))
+    loss, acceptance = figure.subplots(1, 2, width_ratios=(3, 2))
     for stage in ("target", "draft"):
-        rows = [row for row in stages[stage] if row["step"]]
+        rows = [row for row in record[stage] if row["step"]]
         passes = [row["tokens"] / text for row in rows]
         color = plotting.COLORS[stage]
         loss.plot(passes, [row["held_out_loss"] for row in rows], "-", color=color)
@@ -135,15 +136,14 @@ def curves() -> str:
         )
     loss.set(xlabel="passes over the training text", ylabel="nats per token", ylim=(3, 5.5))
     loss.margins(x=0.12)
-    rows = stages["distil"]
+    rows = record["distil"]
     acceptance.plot(
         [row["tokens"] / 1e6 for row in rows],
         [row["held_out_acceptance"] for row in rows],
         "-",
         color=plotting.COLORS["draft"],
     )
-    settings = json.loads((records / "config.json").read_text())
-    switch = rows[-1]["tokens"] / 1e6 * settings["total_variation_from"]
+    switch = rows[-1]["tokens"] / 1e6 * record["config"]["total_variation_from"]
     acceptance.axvline(switch, color=plotting.COLORS["coupling"], linestyle="--")
     acceptance.annotate(
         "total variation →",
@@ -153,46 +153,31 @@ def curves() -> str:
         ha="right",
     )
     acceptance.set(xlabel="million tokens of distillation", ylabel="acceptance, one draft")
-    figure.savefig(OUT / "training.svg")
-    plt.close(figure)
+    return figure
 
+
+def gained() -> str:
+    """What the last tenth of the training still gained, and what distillation did."""
+    record = training()
     parts = []
     for stage in ("target", "draft"):
-        rows = {row["step"]: row["held_out_loss"] for row in stages[stage]}
-        end = settings[f"fit_{stage}"]["steps"]
+        rows = {row["step"]: row["held_out_loss"] for row in record[stage]}
+        end = record["config"][f"fit_{stage}"]["steps"]
         tenth = min(rows, key=lambda step: abs(step - 0.9 * end))
         parts.append(f"{rows[tenth] - rows[end]:.3f} nats for the {stage}")
-    before, after = evaluation["test_before_distillation"], evaluation["test"]
+    before, after = (record["evaluation"][k] for k in ("test_before_distillation", "test"))
     return (
         f"The last tenth of the steps still gained {' and '.join(parts)}. Distillation raised the "
         f"acceptance of one draft on the test speeches from {before['acceptance']:.3f} to "
         f"{after['acceptance']:.3f}; the draft's own loss there went from "
-        f"{before['draft_loss']:.3f} to {after['draft_loss']:.3f} nats. Run `{run}`.\n"
+        f"{before['draft_loss']:.3f} to {after['draft_loss']:.3f} nats. Run `{record['run']}`.\n"
     )
 
 
-def card(folder: str) -> str:
-    """A model card as a part of a page: without its title, its headings one level down."""
-    path = DATA / folder / "card.md"
-    if not path.is_file():
-        return "*Not in the package yet.*\n"
-    text = path.read_text("utf-8").split("\n", 1)[1].lstrip("\n")
-    return re.sub(r"^(#+ )", r"#\1", text, flags=re.M)
-
-
-def write_models_page() -> None:
-    OUT.mkdir(parents=True, exist_ok=True)
-    parts = {
-        "models-pairs": pairs(),
-        "models-quality": quality(),
-        "models-smollm2": smollm2_drafts(),
-        "models-training": curves(),
-        "models-card-sotu": card("sotu"),
-        "models-card-smollm2": card("smollm2"),
-    }
-    for name, content in parts.items():
-        (OUT / f"{name}.md").write_text(content, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write_models_page()
+FRAGMENTS = {
+    "models_pairs": pairs,
+    "models_quality": quality,
+    "models_smollm2": smollm2_drafts,
+    "models_training": gained,
+}
+FIGURES = {"training.svg": training_figure}

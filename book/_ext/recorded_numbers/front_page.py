@@ -1,4 +1,4 @@
-"""Compute what the front page shows: one figure, three numbers and the tables, into book/_generated.
+"""What the front page shows: one figure, three numbers and the tables.
 
 The exact numbers are computed by the package at the time of the build. The measured ones are read from
 the summaries of recorded runs; one that has not been recorded yet is not shown.
@@ -7,23 +7,19 @@ the summaries of recorded runs; one that has not been recorded yet is not shown.
 from __future__ import annotations
 
 import itertools
-import json
-from pathlib import Path
+from functools import cache
+from importlib import resources
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from spectr_lite import distributions, transport, verifiers
 from spectr_lite.book import plotting
+from spectr_lite.book.recorded import summary, table
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "book" / "_generated"
-RESULTS = ROOT / "spectr_lite" / "results"
-RECORDED = RESULTS / "next-token-laws.npz"
+RECORDED = resources.files("spectr_lite") / "results" / "next-token-laws.npz"
+HEAD = ("drafts $k$", "one draft", "K-SEQ", "exact optimum")
 VOCABULARY = 32_000
 DRAFTS = np.array([1, 2, 3, 4, 6, 8, 12, 16])
 
@@ -35,29 +31,32 @@ def question() -> str:
     optimum = transport.optimal_acceptance(draft, target, 2)
     if abs(program.acceptance - optimum) > 1e-8:
         raise AssertionError(f"linear program {program.acceptance}, cut formula {optimum}")
+    single = verifiers.get("coupling").acceptance(draft, target, 1)
+    kseq = verifiers.get("kseq").acceptance(draft, target, 2)
     rows = {
-        "draft once; keep the draft as often as possible": verifiers.get("coupling").acceptance(
-            draft, target, 1
-        ),
-        "draft twice; K-SEQ, the paper's Algorithm 2": verifiers.get("kseq").acceptance(
-            draft, target, 2
-        ),
+        "draft once; keep the draft as often as possible": single,
+        "draft twice; K-SEQ, the paper's Algorithm 2": kseq,
         "draft twice; the best that any rule can do": optimum,
     }
-    lines = ["| rule | the emitted token was drafted |", "|---|---|"]
-    lines += [f"| {rule} | {value:.4f} |" for rule, value in rows.items()]
-    return "\n".join(lines) + "\n"
+    head = ("rule", "the emitted token was drafted")
+    return table(head, [[rule, f"{value:.4f}"] for rule, value in rows.items()])
 
 
-def glance() -> str:
-    """Draw acceptance against k at a real vocabulary's size; return the same as a table."""
+@cache
+def acceptances() -> tuple[float, list[float], list[float]]:
+    """One draft, K-SEQ and the optimum for each of DRAFTS, at a real vocabulary's size."""
     draft, target = distributions.zipf(VOCABULARY)
     single = verifiers.get("coupling").acceptance(draft, target, 1)
     kseq = [verifiers.get("kseq").acceptance(draft, target, int(k)) for k in DRAFTS]
     optimum = [transport.optimal_acceptance(draft, target, int(k)) for k in DRAFTS]
+    return single, kseq, optimum
 
-    plotting.use_style()
-    figure, axes = plt.subplots(figsize=(6.4, 3.6))
+
+def acceptance_figure() -> Figure:
+    """Acceptance against k."""
+    single, kseq, optimum = acceptances()
+    figure = Figure(figsize=(6.4, 3.6))
+    axes = figure.subplots()
     axes.axhline(single, color=plotting.COLORS["coupling"], linestyle="--")
     axes.fill_between(DRAFTS, kseq, optimum, color=plotting.COLORS["kseq"], alpha=0.12, linewidth=0)
     axes.plot(DRAFTS, optimum, "o-", color=plotting.COLORS["optimal"], clip_on=False)
@@ -71,13 +70,18 @@ def glance() -> str:
     )
     axes.annotate("K-SEQ", (6, kseq[4]), (10, -16), textcoords="offset points")
     axes.annotate("one draft", (12, single), (0, 8), ha="center", textcoords="offset points")
-    figure.savefig(OUT / "acceptance.svg")
+    return figure
 
-    lines = ["| drafts $k$ | one draft | K-SEQ | exact optimum |", "|---|---|---|---|"]
-    for k, ours, best in zip(DRAFTS, kseq, optimum, strict=True):
-        if k in (1, 2, 4, 8, 16):
-            lines.append(f"| {k} | {single:.4f} | {ours:.4f} | {best:.4f} |")
-    return "\n".join(lines) + "\n"
+
+def glance() -> str:
+    """The figure's numbers."""
+    single, kseq, optimum = acceptances()
+    rows = [
+        [str(k), f"{single:.4f}", f"{ours:.4f}", f"{best:.4f}"]
+        for k, ours, best in zip(DRAFTS, kseq, optimum, strict=True)
+        if k in (1, 2, 4, 8, 16)
+    ]
+    return table(HEAD, rows)
 
 
 def pretrained_laws() -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,17 +95,8 @@ def pretrained_laws() -> tuple[torch.Tensor, torch.Tensor]:
 
 def numbers() -> str:
     """Three numbers, each with where it comes from, as three cards."""
-    return "\n".join(
-        [
-            "::::{grid} 1 1 3 3",
-            ":gutter: 3",
-            "",
-            optimum_in_time(),
-            gap_closed(),
-            saved_calls(),
-            "::::\n",
-        ]
-    )
+    cards = "\n".join((optimum_in_time(), gap_closed(), saved_calls()))
+    return f"::::{{grid}} 1 1 3 3\n:gutter: 3\n\n{cards}\n::::\n"
 
 
 def card(number: str, text: str, chapter: str, run: str) -> str:
@@ -112,15 +107,15 @@ def card(number: str, text: str, chapter: str, run: str) -> str:
 
 def optimum_in_time() -> str:
     """The largest vocabulary for which the exact optimum was timed."""
-    summary = json.loads((RESULTS / "benchmark-transport.json").read_text(encoding="utf-8"))
-    timed = [row for row in summary["timings"] if row["job"] == "optimum"]
+    found = summary("benchmark-transport")
+    timed = [row for row in found["timings"] if row["job"] == "optimum"]
     largest = max(timed, key=lambda row: row["vocabulary"])
     return card(
         f"{largest['median_ms']:.0f} ms",
         f"for the exact optimum at a vocabulary of {largest['vocabulary']:,}: "
         "one sort on one core, no solver",
         "03-the-optimum-without-a-solver",
-        f"benchmark-transport/{summary['run']}",
+        f"benchmark-transport/{found['run']}",
     )
 
 
@@ -140,8 +135,7 @@ def gap_closed() -> str:
 
 def saved_calls() -> str:
     """Block efficiency of SpecTr against speculative decoding; a word where it is not recorded."""
-    path = RESULTS / "table1.json"
-    runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
+    runs = summary("table1")["runs"]
     for name, length in itertools.product(("smollm2-distilled", "bundled"), (8, 4)):
         for run in (run for run in runs if run["pair"] == name):
             found = {
@@ -165,13 +159,13 @@ def saved_calls() -> str:
 def pretrained() -> str:
     """Means over the recorded next-token laws of SmolLM2 and its draft without six layers."""
     draft, target = pretrained_laws()
-    lines = ["| drafts $k$ | one draft | K-SEQ | exact optimum |", "|---|---|---|---|"]
     single = float(verifiers.get("coupling").acceptance(draft, target, 1).mean())
+    rows = []
     for k in (1, 2, 4, 8, 16):
         kseq = float(verifiers.get("kseq").acceptance(draft, target, k).mean())
         best = float(transport.optimal_acceptance(draft, target, k).mean())
-        lines.append(f"| {k} | {single:.4f} | {kseq:.4f} | {best:.4f} |")
-    return "\n".join(lines) + "\n"
+        rows.append([str(k), f"{single:.4f}", f"{kseq:.4f}", f"{best:.4f}"])
+    return table(HEAD, rows)
 
 
 def usage() -> str:
@@ -190,10 +184,11 @@ def usage() -> str:
     return f"```text\n{table}\n```\n"
 
 
-if __name__ == "__main__":
-    OUT.mkdir(exist_ok=True)
-    (OUT / "question.md").write_text(question(), encoding="utf-8")
-    (OUT / "check.md").write_text(usage(), encoding="utf-8")
-    (OUT / "glance.md").write_text(glance(), encoding="utf-8")
-    (OUT / "numbers.md").write_text(numbers(), encoding="utf-8")
-    (OUT / "pretrained.md").write_text(pretrained(), encoding="utf-8")
+FRAGMENTS = {
+    "front_question": question,
+    "front_numbers": numbers,
+    "front_glance": glance,
+    "front_pretrained": pretrained,
+    "front_check": usage,
+}
+FIGURES = {"acceptance.svg": acceptance_figure}
