@@ -98,13 +98,28 @@ def test_set_repository_rewrites_everything_that_derives_from_the_address(tmp_pa
     )
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     script = [sys.executable, tmp_path / "scripts" / "site" / "set_repository.py"]
-    subprocess.run([*script, "https://github.com/some-one/a.book/"], check=True)
+    subprocess.run([*script, "https://github.com/Some-One/a.book/"], check=True)
     for path in tmp_path.rglob("*.*"):
         if path.suffix in {".yml", ".cff", ".md", ".ipynb"}:
             text = path.read_text(encoding="utf-8")
             assert f"/{slug}" not in text, path
-            assert "/some-one/a.book" in text, path
+            assert "/Some-One/a.book" in text, path
     assert "@main" in (tmp_path / "badge.ipynb").read_text()
+    settings = yaml.safe_load((tmp_path / "_config.yml").read_text(encoding="utf-8"))
+    assert_every_address_in_the_settings_derives_from_the_first(settings)
+
+
+def assert_every_address_in_the_settings_derives_from_the_first(settings: dict) -> None:
+    url, branch = settings["repository"]["url"], settings["repository"]["branch"]
+    owner, name = url.removeprefix("https://github.com/").split("/")
+    config = settings["sphinx"]["config"]
+    assert config["myst_url_schemes"]["repo"]["url"] == f"{url}/blob/{branch}/{{{{path}}}}"
+    assert config["ogp_site_url"] == f"https://{owner.lower()}.github.io/{name}/"
+
+
+def test_the_settings_name_one_repository() -> None:
+    settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    assert_every_address_in_the_settings_derives_from_the_first(settings)
 
 
 def test_set_repository_refuses_what_is_not_an_address() -> None:

@@ -150,7 +150,7 @@ def check_in_browser(required: bool) -> list[str]:
     install = ["npm", "install", "--no-save", "--no-audit", "--no-fund", "--silent"]
     subprocess.run([*install, "--prefix", str(folder), *NODE_MODULES], check=True)
     pages = [f"{docname}.html" for docname in pages_of_contents()]
-    script = ROOT / "scripts" / "check_site.mjs"
+    script = Path(__file__).with_suffix(".mjs")
     run = subprocess.run(["node", str(script), chromium, str(HTML), str(folder), *pages])
     return ["the check in a browser failed (see above)"] if run.returncode else []
 
