@@ -62,7 +62,7 @@ smollm2: $(STAMP)  ## Fetch SmolLM2-135M (98 MB) into data/smollm2, for `decode 
 	$(BIN)/python -m training.fetch_smollm2
 
 gpu: $(STAMP)  ## On a machine with a GPU: checks, then every measurement, in half an hour
-	$(BIN)/python scripts/gpu_session.py
+	PYTHON=$(BIN)/python runs/gpu.sh
 
 clean:  ## Remove what was built (the environment stays)
 	rm -rf _build

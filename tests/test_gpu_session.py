@@ -1,60 +1,106 @@
-"""The session for a machine with a GPU: its runner, and that every step's script exists."""
+"""The session for a machine with a GPU: how it runs a step, and that every command it names exists."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+SESSION = ROOT / "runs" / "gpu.sh"
 
 
-@pytest.fixture
-def gpu_session(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location(
-        "gpu_session", ROOT / "scripts" / "gpu_session.py"
+def bash(*arguments: str | Path, logs: Path, python: str) -> subprocess.CompletedProcess[str]:
+    settings = {"LOGS": str(logs), "PYTHON": python, "RUN_ID": "cuda-1"}
+    return subprocess.run(
+        ["bash", *arguments], capture_output=True, text=True, env=os.environ | settings
     )
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gpu_session", module)  # dataclasses look it up
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "LOGS", tmp_path)
-    return module
 
 
-def test_steps_fail_and_stop_alone(gpu_session, capsys):
-    def step(name, program, minutes=1.0, **more):
-        return gpu_session.Step(name, ["-c", program], ["-c", "print('tiny')"], minutes, **more)
-
-    sleep = "import time; print('begun', flush=True); time.sleep(60)"
-    todo = [
-        step("good", "print('first'); print('last')"),
-        step("bad", "raise SystemExit(3)"),
-        step("slow", sleep, 0.02),
-        step("open", sleep, 0.02, open_ended=True),
-        step("after", "print('still here')"),
-    ]
-    done = []
-    assert not gpu_session.session(todo, 30, False, done.append)
-    assert [row["status"] for row in done] == [
-        "ok", "exit 3", "stopped at 0.0 minutes", "stopped, as meant", "ok"
-    ]  # fmt: skip
-    assert done[0]["last_line"] == "last" and done[-1]["last_line"] == "still here"
-    assert len(capsys.readouterr().out.splitlines()) == len(todo)
-    done.clear()
-    assert gpu_session.session(todo, 30, True, done.append)
-    assert {row["last_line"] for row in done} == {"tiny"}
-    done.clear()
-    assert not gpu_session.session(todo[:1], 0.5, False, done.append)
-    assert done[0]["status"] == "left out: no time"
+def steps_run(lines: str, logs: Path, dry: bool = False) -> tuple[list[str], list[str], bool]:
+    """The status and the last words of each step, and whether all went well; steps are bash's own."""
+    script = f"source {SESSION} {'--dry-run' if dry else ''}\n{lines}\nexit $FAILED"
+    done = bash("-c", script, logs=logs, python="bash")
+    assert done.stdout == (logs / "steps.log").read_text()
+    found = [re.split(r"  +", line.strip()) for line in done.stdout.splitlines()]
+    return [step[1] for step in found], [step[-1] for step in found], done.returncode == 0
 
 
-def test_every_step_is_there(gpu_session):
-    todo = gpu_session.steps("cuda-1", "scratch")
-    assert sum(step.minutes for step in todo) <= 35  # limits, not what steps take
-    for step in todo:
-        for command in (step.command, step.tiny):
-            if command[0] == "-m":
-                assert importlib.util.find_spec(command[1])
-    assert len({step.name for step in todo}) == len(todo)
+STEPS = """
+step good 10s -c 'echo first; echo last' -- -c 'echo tiny'
+step bad 10s -c 'exit 3' -- -c 'echo tiny'
+step slow 0.3s -c 'echo begun; exec sleep 60' -- -c 'echo tiny'
+OPEN=1 step open 0.3s -c 'echo begun; exec sleep 60' -- -c 'echo tiny'
+step after 10s -c 'echo still here' -- -c 'echo tiny'
+"""
+
+
+def test_steps_fail_and_stop_alone(tmp_path: Path) -> None:
+    statuses, words, good = steps_run(STEPS, tmp_path)
+    assert statuses == ["ok", "exit 3", "stopped at 0.3s", "stopped, as meant", "ok"]
+    assert (words[0], words[2], words[-1]) == ("last", "begun", "still here") and not good
+    assert (tmp_path / "good.log").read_text() == "first\nlast\n"
+
+
+def test_an_open_ended_step_that_fails_has_failed(tmp_path: Path) -> None:
+    statuses, _, good = steps_run("OPEN=1 step open 10s -c 'exit 2' -- -c true", tmp_path)
+    assert statuses == ["exit 2"] and not good
+
+
+def test_a_dry_run_takes_the_tiny_forms(tmp_path: Path) -> None:
+    statuses, words, good = steps_run(STEPS, tmp_path, dry=True)
+    assert set(statuses) == {"ok"} and set(words) == {"tiny"} and good
+
+
+@pytest.fixture(params=[[], ["--dry-run"]], ids=["full", "dry"])
+def commands(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, list[str]]:
+    """Python's arguments in every step, as a stand-in for it writes them down."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    done = bash(SESSION, *request.param, logs=tmp_path / "logs", python=str(python))
+    assert done.returncode == 0, done.stderr
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert len(set(names)) == len(names) == 10
+    return {name: (tmp_path / "logs" / f"{name}.log").read_text().splitlines() for name in names}
+
+
+def options_of(verb: str, what: str) -> set[str]:
+    """The options of `spectr_lite reproduce WHAT`; an experiment may still be a program of its own."""
+    for command in (["spectr_lite", verb, what], [f"spectr_experiments.{what}"]):
+        listed = subprocess.run(
+            [sys.executable, "-m", *command, "--help"], capture_output=True, text=True, cwd=ROOT
+        )
+        if listed.returncode == 0:
+            return set(re.findall(r"--[\w-]+", listed.stdout))
+    pytest.fail(f"there is no command {verb} {what}: {listed.stderr}")
+
+
+def test_every_step_is_there(commands: dict[str, list[str]]) -> None:
+    for name, (option, what, *more) in commands.items():
+        if option == "-c":
+            subprocess.run([sys.executable, option, what, *more], check=True, cwd=ROOT)
+            continue
+        assert option == "-m" and importlib.util.find_spec(what), name
+        for path in (argument for argument in more if argument.startswith("tests/")):
+            assert (ROOT / path).is_file(), name
+        if what == "spectr_lite":
+            options = {argument for argument in more if argument.startswith("--")}
+            assert options <= options_of(*more[:2]), name
+
+
+def test_the_limits_of_all_steps_come_to_little_more_than_half_an_hour() -> None:
+    limits = re.findall(r"\bstep (\S+) ([\d.]+)m ", SESSION.read_text(encoding="utf-8"))
+    twice = 2  # the line in the loop over pairs
+    total = sum(float(m) * (twice if "$pair" in name else 1) for name, m in limits)
+    assert 30 < total <= 35  # limits, not what steps take
+
+
+def test_a_name_that_is_no_command_would_be_found_out() -> None:
+    with pytest.raises(pytest.fail.Exception, match="no-such-table"):
+        options_of("reproduce", "no-such-table")
