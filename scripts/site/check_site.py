@@ -16,47 +16,23 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import yaml
 from bs4 import BeautifulSoup
 from check_notebooks import ROOT, repository
+from sphinx_external_toc.parsing import parse_toc_yaml
 
 HTML = ROOT / "_build" / "html"
 NODE_MODULES = ["playwright-core@1.65.1", "axe-core@4.14.1", "lighthouse@12.8.2"]
 
-# Attributes that make a browser fetch something (an <a href> does not).
-FETCHED = {
-    "script": "src",
-    "img": "src",
-    "iframe": "src",
-    "source": "src",
-    "video": "src",
-    "audio": "src",
-    "embed": "src",
-    "object": "data",
-    "link": "href",
-}
-NOT_FETCHED = {"canonical", "index", "search", "next", "prev", "author", "license"}  # <link rel>
+# What a browser fetches (an <a href> it does not), and the kinds of <link rel> that it does not either.
+FETCHED = {"[src]": "src", "object[data]": "data", "link[href]": "href"}
+NOT_FETCHED = {"canonical", "index", "search", "next", "prev", "author", "license"}
 FETCHED_BY_CSS = re.compile(r"(?:url\(|@import\s+)['\"]?((?:https?:)?//[^'\")\s]+)")
 MARKUP = re.compile(r"\{(cite|ref|numref|eq|doc|term|prf:ref)\b|```|:::|\]\(|\[@|\{\{|\{admonition")
 
 
 def pages_of_contents() -> list[str]:
     """The pages that _toc.yml names, without suffix."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    found = [toc["root"]]
-
-    def collect(node: object) -> None:
-        if isinstance(node, dict):
-            if "file" in node:
-                found.append(node["file"])
-            for value in node.values():
-                collect(value)
-        elif isinstance(node, list):
-            for value in node:
-                collect(value)
-
-    collect(toc.get("parts", []))
-    return found
+    return list(parse_toc_yaml(ROOT / "_toc.yml"))
 
 
 def check_page(page: Path, soups: dict[Path, BeautifulSoup], tracked: set[str]) -> list[str]:
@@ -64,9 +40,9 @@ def check_page(page: Path, soups: dict[Path, BeautifulSoup], tracked: set[str]) 
     slug = repository()[0].removeprefix("https://github.com/")
     problems = []
 
-    for tag, attribute in FETCHED.items():
-        for element in soup.find_all(tag):
-            address = element.get(attribute) or ""
+    for selector, attribute in FETCHED.items():
+        for element in soup.select(selector):
+            address = element[attribute]
             if urlsplit(address).netloc and not set(element.get("rel", [])) & NOT_FETCHED:
                 problems.append(f"fetches {address}")
 
@@ -88,9 +64,8 @@ def check_page(page: Path, soups: dict[Path, BeautifulSoup], tracked: set[str]) 
         if not target.exists():
             problems.append(f"broken link {link['href']}")
         elif parts.fragment and target.suffix == ".html":
-            soup_there = soups.get(target)
-            wanted = unquote(parts.fragment)
-            if soup_there and not soup_there.find(attrs={"id": wanted}):
+            there = soups.get(target)
+            if there and not there.find(id=unquote(parts.fragment)):
                 problems.append(f"no such anchor {link['href']}")
 
     article = soup.find("article") or soup.find("main")
@@ -120,9 +95,7 @@ def check_files() -> list[str]:
     for report in (*HTML.rglob("*.err.log"), *(ROOT / "_build").glob("**/reports/*.log")):
         problems.append(f"a notebook failed: {report.relative_to(ROOT)}")
     for sheet in HTML.rglob("*.css"):
-        for address in re.findall(
-            r"(?:url\(|@import\s+)['\"]?((?:https?:)?//[^'\")\s]+)", _text(sheet)
-        ):
+        for address in FETCHED_BY_CSS.findall(_text(sheet)):
             problems.append(f"{sheet.relative_to(HTML)}: fetches {address}")
 
     git = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)

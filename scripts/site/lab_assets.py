@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.colors import to_hex, to_rgb
 
 from spectr_lite import distributions
 from spectr_lite.book import lab
@@ -56,31 +57,26 @@ import "d3-transition";
 """
 
 
-def _channels(color: str) -> tuple[float, ...]:
-    return tuple(int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
-
-
 def contrast(color: str, page: str) -> float:
     """WCAG's ratio of relative luminances, 1 to 21."""
 
     def luminance(one: str) -> float:
-        linear = [
-            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in _channels(one)
-        ]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        red, green, blue = (
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(one)
+        )
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
-    bright, dim = sorted((luminance(color), luminance(page)), reverse=True)
+    dim, bright = sorted((luminance(color), luminance(page)))
     return (bright + 0.05) / (dim + 0.05)
 
 
 def until(color: str, page: str, ratio: float) -> str:
     """`color` with its lightness moved away from `page` in small steps until the contrast is `ratio`."""
-    hue, lightness, saturation = colorsys.rgb_to_hls(*_channels(color))
+    hue, lightness, saturation = colorsys.rgb_to_hls(*to_rgb(color))
     step = -0.01 if page == LIGHT else 0.01
     while contrast(color, page) < ratio and 0 <= lightness + step <= 1:
         lightness += step
-        channels = colorsys.hls_to_rgb(hue, lightness, saturation)
-        color = "#" + "".join(f"{round(255 * c):02X}" for c in channels)
+        color = to_hex(colorsys.hls_to_rgb(hue, lightness, saturation)).upper()
     return color
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import tempfile
 import time
 import tomllib
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -35,6 +35,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 WORK = ROOT / "_build" / "environments"
 WORKERS = 2
@@ -100,16 +102,13 @@ def with_requirements(name: str) -> dict[str, metadata.Distribution]:
     found: dict[str, metadata.Distribution] = {}
     wanted = [name]
     while wanted:
-        key = re.sub(r"[-_.]+", "-", wanted.pop()).lower()
+        key = canonicalize_name(wanted.pop())
         if key in found:
             continue
-        try:
+        with suppress(metadata.PackageNotFoundError):  # asked for on another platform
             found[key] = metadata.distribution(key)
-        except metadata.PackageNotFoundError:
-            continue  # asked for on another platform
-        for requirement in found[key].requires or ():
-            if "extra ==" not in requirement:
-                wanted.append(re.match(r"[\w.-]+", requirement).group())
+            needs = map(Requirement, found[key].requires or ())
+            wanted += [need.name for need in needs if "extra" not in str(need.marker)]
     return found
 
 
@@ -122,12 +121,8 @@ def oldest_versions() -> list[str]:
 
 def pip(command: str, *arguments: str, python: Path | None = None) -> None:
     where = ["--python", str(python)] if python else []
-    run = subprocess.run(
-        [sys.executable, "-m", "pip", *where, command, "--quiet", *arguments],
-        capture_output=True,
-        text=True,
-        env=clean_environment(),
-    )
+    line = [sys.executable, "-m", "pip", *where, command, "--quiet", *arguments]
+    run = subprocess.run(line, capture_output=True, text=True, env=clean_environment())
     if run.returncode:
         sys.exit(f"pip {command} failed:\n{run.stderr}")
 
@@ -205,16 +200,10 @@ def main() -> int:
     for name in [arguments.only] if arguments.only else list(KERNEL):
         started = time.monotonic()
         python = make_environment(name, wheel)
-        versions = subprocess.run(
-            [python, "-c", SHOWN_VERSIONS],
-            check=True,
-            capture_output=True,
-            text=True,
-            env=clean_environment(),
-            cwd=WORK,
-        )
+        command, environment = [python, "-c", SHOWN_VERSIONS], clean_environment()
+        versions = subprocess.check_output(command, text=True, env=environment, cwd=WORK)
         ready = time.monotonic() - started
-        print(f"{name}: {versions.stdout.strip()} (made in {ready:.0f} s)", flush=True)
+        print(f"{name}: {versions.strip()} (made in {ready:.0f} s)", flush=True)
         failures[name] = run_all(name, notebooks)
         passed = len(notebooks) - failures[name]
         seconds = time.monotonic() - started

@@ -7,54 +7,57 @@ the summaries of recorded runs; one that has not been recorded yet is not shown.
 from __future__ import annotations
 
 import itertools
-from functools import cache
 from importlib import resources
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
+from scipy.special import softmax
 
 from spectr_lite import distributions, transport, verifiers
 from spectr_lite.book import plotting
-from spectr_lite.book.recorded import summary, table
+from spectr_lite.book.recorded import cell, summary, table
 
 RECORDED = resources.files("spectr_lite") / "results" / "next-token-laws.npz"
-HEAD = ("drafts $k$", "one draft", "K-SEQ", "exact optimum")
 VOCABULARY = 32_000
 DRAFTS = np.array([1, 2, 3, 4, 6, 8, 12, 16])
+
+
+def acceptances(draft: np.ndarray, target: np.ndarray, k: int) -> tuple[float, float, float]:
+    """Of one draft, of K-SEQ and of the optimum; means over the places, where there are several."""
+    single = verifiers.get("coupling").acceptance(draft, target, 1)
+    kseq = verifiers.get("kseq").acceptance(draft, target, k)
+    optimum = transport.optimal_acceptance(draft, target, k)
+    return float(np.mean(single)), float(np.mean(kseq)), float(np.mean(optimum))
+
+
+def by_drafts(draft: np.ndarray, target: np.ndarray) -> str:
+    rows = [
+        [str(k), *(f"{value:.4f}" for value in acceptances(draft, target, k))]
+        for k in (1, 2, 4, 8, 16)
+    ]
+    return table(["drafts $k$", "one draft", "K-SEQ", "exact optimum"], rows)
 
 
 def question() -> str:
     """The opening question's answers: three tokens, two drafts."""
     draft, target = distributions.three_tokens()
-    program = transport.solve_lp(draft, target, 2)
-    optimum = transport.optimal_acceptance(draft, target, 2)
-    if abs(program.acceptance - optimum) > 1e-8:
-        raise AssertionError(f"linear program {program.acceptance}, cut formula {optimum}")
-    single = verifiers.get("coupling").acceptance(draft, target, 1)
-    kseq = verifiers.get("kseq").acceptance(draft, target, 2)
-    rows = {
-        "draft once; keep the draft as often as possible": single,
-        "draft twice; K-SEQ, the paper's Algorithm 2": kseq,
-        "draft twice; the best that any rule can do": optimum,
-    }
-    head = ("rule", "the emitted token was drafted")
-    return table(head, [[rule, f"{value:.4f}"] for rule, value in rows.items()])
-
-
-@cache
-def acceptances() -> tuple[float, list[float], list[float]]:
-    """One draft, K-SEQ and the optimum for each of DRAFTS, at a real vocabulary's size."""
-    draft, target = distributions.zipf(VOCABULARY)
-    single = verifiers.get("coupling").acceptance(draft, target, 1)
-    kseq = [verifiers.get("kseq").acceptance(draft, target, int(k)) for k in DRAFTS]
-    optimum = [transport.optimal_acceptance(draft, target, int(k)) for k in DRAFTS]
-    return single, kseq, optimum
+    answers = acceptances(draft, target, 2)
+    program = transport.solve_lp(draft, target, 2).acceptance
+    if abs(program - answers[-1]) > 1e-8:
+        raise AssertionError(f"linear program {program}, cut formula {answers[-1]}")
+    rules = (
+        "draft once; keep the draft as often as possible",
+        "draft twice; K-SEQ, the paper's Algorithm 2",
+        "draft twice; the best that any rule can do",
+    )
+    rows = [[rule, f"{value:.4f}"] for rule, value in zip(rules, answers, strict=True)]
+    return table(["rule", "the emitted token was drafted"], rows)
 
 
 def acceptance_figure() -> Figure:
     """Acceptance against k."""
-    single, kseq, optimum = acceptances()
+    laws = distributions.zipf(VOCABULARY)
+    (single, *_), kseq, optimum = zip(*(acceptances(*laws, int(k)) for k in DRAFTS), strict=True)
     figure = Figure(figsize=(6.4, 3.6))
     axes = figure.subplots()
     axes.axhline(single, color=plotting.COLORS["coupling"], linestyle="--")
@@ -73,24 +76,10 @@ def acceptance_figure() -> Figure:
     return figure
 
 
-def glance() -> str:
-    """The figure's numbers."""
-    single, kseq, optimum = acceptances()
-    rows = [
-        [str(k), f"{single:.4f}", f"{ours:.4f}", f"{best:.4f}"]
-        for k, ours, best in zip(DRAFTS, kseq, optimum, strict=True)
-        if k in (1, 2, 4, 8, 16)
-    ]
-    return table(HEAD, rows)
-
-
-def pretrained_laws() -> tuple[torch.Tensor, torch.Tensor]:
+def pretrained_laws() -> list[np.ndarray]:
     """Recorded next-token laws: SmolLM2 without six layers, and SmolLM2."""
     laws = np.load(RECORDED)
-    draft, target = (
-        torch.as_tensor(laws[name], dtype=torch.float64).softmax(-1) for name in ("drop6", "target")
-    )
-    return draft, target
+    return [softmax(laws[name].astype(float), axis=-1) for name in ("drop6", "target")]
 
 
 def numbers() -> str:
@@ -121,9 +110,7 @@ def optimum_in_time() -> str:
 
 def gap_closed() -> str:
     """What the optimal rule adds to K-SEQ with eight drafts on a pretrained model."""
-    draft, target = pretrained_laws()
-    kseq = float(verifiers.get("kseq").acceptance(draft, target, 8).mean())
-    best = float(transport.optimal_acceptance(draft, target, 8).mean())
+    _, kseq, best = acceptances(*pretrained_laws(), 8)
     return card(
         f"{(best - kseq) / (1 - kseq):.0%} fewer",
         "rounds that keep no draft: with eight drafts for SmolLM2 the best rule accepts with "
@@ -138,15 +125,10 @@ def saved_calls() -> str:
     runs = summary("table1")["runs"]
     for name, length in itertools.product(("smollm2-distilled", "bundled"), (8, 4)):
         for run in (run for run in runs if run["pair"] == name):
-            found = {
-                cell["num_drafts"]: f"{cell['block_efficiency']:.2f}"
-                for cell in run["cells"]
-                if (cell["verifier"], cell["draft_length"]) == ("kseq", length)
-                and cell["temperature"] == 1.0
-            }
-            if {1, 8} <= found.keys():
+            one, eight = cell([run], 1, length), cell([run], 8, length)
+            if one and eight:
                 return card(
-                    f"{found[1]} → {found[8]}",
+                    f"{one['block_efficiency']:.2f} → {eight['block_efficiency']:.2f}",
                     "tokens for each call of the large model, from one draft to eight by K-SEQ, each "
                     f"{length} tokens long (pair {name})",
                     "09-the-reproduction",
@@ -154,18 +136,6 @@ def saved_calls() -> str:
                 )
     missing = "tokens for each call of the large model: not recorded yet."
     return f":::{{grid-item-card}}\n:class-card: number\n**?**\n\n{missing}\n:::\n"
-
-
-def pretrained() -> str:
-    """Means over the recorded next-token laws of SmolLM2 and its draft without six layers."""
-    draft, target = pretrained_laws()
-    single = float(verifiers.get("coupling").acceptance(draft, target, 1).mean())
-    rows = []
-    for k in (1, 2, 4, 8, 16):
-        kseq = float(verifiers.get("kseq").acceptance(draft, target, k).mean())
-        best = float(transport.optimal_acceptance(draft, target, k).mean())
-        rows.append([str(k), f"{single:.4f}", f"{kseq:.4f}", f"{best:.4f}"])
-    return table(HEAD, rows)
 
 
 def usage() -> str:
@@ -187,8 +157,8 @@ def usage() -> str:
 FRAGMENTS = {
     "front_question": question,
     "front_numbers": numbers,
-    "front_glance": glance,
-    "front_pretrained": pretrained,
+    "front_glance": lambda: by_drafts(*distributions.zipf(VOCABULARY)),
+    "front_pretrained": lambda: by_drafts(*pretrained_laws()),
     "front_check": usage,
 }
 FIGURES = {"acceptance.svg": acceptance_figure}

@@ -18,22 +18,13 @@ from spectr_lite.book import plotting
 from spectr_lite.book.recorded import summary, table
 
 RECORDS = Path(__file__).resolve().parents[3] / "results" / "train-pair"
+LARGE, APACHE, FETCHED = "SmolLM2-135M", "Apache-2.0", "`make smollm2`"
 ABOUT = {  # pair: target, draft, licence, where from
     "bundled": ("our own", "our own, distilled", "CC0-1.0", "in the package"),
-    "smollm2-distilled": (
-        "SmolLM2-135M",
-        "our own, distilled",
-        "Apache-2.0",
-        "`make smollm2`; draft in the package",
-    ),
-    "smollm2-trigram": (
-        "SmolLM2-135M",
-        "counts of three tokens",
-        "Apache-2.0",
-        "`make smollm2`; text in the package",
-    ),
-    "smollm2": ("SmolLM2-135M", "the same, 6 layers dropped", "Apache-2.0", "`make smollm2`"),
-    "smollm2-drop3": ("SmolLM2-135M", "the same, 3 layers dropped", "Apache-2.0", "`make smollm2`"),
+    "smollm2-distilled": (LARGE, "our own, distilled", APACHE, f"{FETCHED}; draft in the package"),
+    "smollm2-trigram": (LARGE, "counts of three tokens", APACHE, f"{FETCHED}; text in the package"),
+    "smollm2": (LARGE, "the same, 6 layers dropped", APACHE, FETCHED),
+    "smollm2-drop3": (LARGE, "the same, 3 layers dropped", APACHE, FETCHED),
 }
 
 
@@ -91,16 +82,9 @@ def smollm2_drafts() -> str:
     rows = []
     for entry in sorted(found["drafts"], key=lambda entry: entry["cost"]):
         text = entry["texts"]["own"]
-        rows.append(
-            [
-                f"`{entry['draft']}`",
-                millions(entry["parameters_beside_the_embedding"]),
-                f"{entry['cost']:.3f}",
-                f"{text['acceptance']:.3f}",
-                f"{text['kseq']['8']:.3f}",
-                f"{text['optimum']['8']:.3f}",
-            ]
-        )
+        shown = (entry["cost"], text["acceptance"], text["kseq"]["8"], text["optimum"]["8"])
+        size = millions(entry["parameters_beside_the_embedding"])
+        rows.append([f"`{entry['draft']}`", size, *(f"{value:.3f}" for value in shown)])
     head = ["pair", "own parameters", "cost", "one draft", "K-SEQ, $k=8$", "optimum, $k=8$"]
     return table(head, rows) + f"\nRun `{found['run']}`.\n"
 

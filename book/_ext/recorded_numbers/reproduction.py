@@ -7,6 +7,7 @@ when one has.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -107,25 +108,22 @@ def status(found: list[Timed], recorded: str) -> str:
     return f"{head} Recorded:\n\n{recorded}"
 
 
-def by_length(values: dict[tuple[str, str, int], str]) -> str:
-    """A table with a row for each run, from the values of (run, device, draft length)."""
-    runs = dict.fromkeys((source, device) for source, device, _ in values)
-    rows = [
-        [source, device, *(values.get((source, device, length), "–") for length in (4, 8))]
-        for source, device in runs
-    ]
-    return table(["run", "device", "8 × 4", "8 × 8"], rows)
+def at_eight(found: list[Timed], over_one: bool, spell: Callable[..., str]) -> str:
+    """A row for each run: `spell` of its loop with eight drafts, and with one if it is asked for."""
+    ones = {(t.source, t.length): t for t in found if t.drafts == 1}
+    many = [t for t in found if t.drafts == 8 and (not over_one or (t.source, t.length) in ones)]
+    rows: dict[tuple[str, str], dict[int, str]] = {}
+    for t in many:
+        rows.setdefault((t.source, t.kind), {})[t.length] = spell(t, ones.get((t.source, t.length)))
+    cells = [[*run, *(row.get(length, "–") for length in (4, 8))] for run, row in rows.items()]
+    return status(many, table(["run", "device", "8 × 4", "8 × 8"], cells))
 
 
 def speeds(found: list[Timed], over: int) -> str:
     """Speed at eight drafts, relative to autoregressive (over=0) or speculative decoding (over=1)."""
-    ones = {(t.source, t.length): t.speed for t in found if t.drafts == 1}
-    many = [t for t in found if t.drafts == 8 and (not over or (t.source, t.length) in ones)]
-    values = {
-        (t.source, t.kind, t.length): f"{t.speed / (ones[t.source, t.length] if over else 1):.2f}"
-        for t in many
-    }
-    return status(many, by_length(values))
+    return at_eight(
+        found, bool(over), lambda many, one: f"{many.speed / (one.speed if over else 1):.2f}"
+    )
 
 
 def drafts_cost(found: list[Timed]) -> str:
@@ -135,12 +133,8 @@ def drafts_cost(found: list[Timed]) -> str:
         f"{implied[8, length] / implied[1, length] - 1:.0%} more at $L = {length}$"
         for length in (4, 8)
     )
-    ones = {(t.source, t.length): t.cost for t in found if t.drafts == 1}
-    many = [t for t in found if t.drafts == 8 and (t.source, t.length) in ones]
-    values = {
-        (t.source, t.kind, t.length): f"+{t.cost / ones[t.source, t.length] - 1:.0%}" for t in many
-    }
-    return f"*Paper:* {theirs}, as its two columns imply.\n\n{status(many, by_length(values))}"
+    ours = at_eight(found, True, lambda many, one: f"+{many.cost / one.cost - 1:.0%}")
+    return f"*Paper:* {theirs}, as its two columns imply.\n\n{ours}"
 
 
 def one_call(latency: list[dict[str, Any]]) -> str:
