@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def commands(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, list[s
     return {name: (tmp_path / "logs" / f"{name}.log").read_text().splitlines() for name in names}
 
 
+@cache
 def options_of(verb: str, what: str) -> set[str]:
     """The options of `spectr_lite reproduce WHAT`; an experiment may still be a program of its own."""
     for command in (["spectr_lite", verb, what], [f"spectr_experiments.{what}"]):
