@@ -26,7 +26,7 @@ step() { # NAME LIMIT python's arguments -- those of a dry run. With OPEN=1 it i
 
 steps() {
   local large=smollm2 pair gpu=(--device cuda --run-id "$RUN_ID") scratch=(--results "$SCRATCH")
-  local run=(-m spectr_lite reproduce) tiny=(--device cpu --minutes 0.05 "${scratch[@]}")
+  local run=(-m spectr_lite reproduce)
   local report="from spectr_lite.book import environment; environment.report()"
   [ -f spectr_lite/models/data/smollm2/draft.safetensors ] && large=smollm2-distilled
   step environment 1m -c "$report" -- -c "$report"
@@ -39,10 +39,11 @@ steps() {
     "${run[@]}" decoding --quick --run-id "dry-$large" "${scratch[@]}"
   for pair in bundled "$large"; do
     step "table1-$pair" 3.5m "${run[@]}" table1 --pair "$pair" "${gpu[@]}" --minutes 2.5 --resume -- \
-      "${run[@]}" table1 --cell kseq:2:2 --prompts 2 --run-id "dry-$pair" "${tiny[@]}"
+      "${run[@]}" table1 --pair bundled --cell kseq:2:2 --prompts 2 --minutes 0.05 --device cpu \
+      --run-id "dry-$pair" "${scratch[@]}"
   done
   step appendix-e 3m "${run[@]}" appendix-e "${gpu[@]}" --minutes 2 --resume -- \
-    "${run[@]}" appendix-e --rounds 1 "${tiny[@]}"
+    "${run[@]}" appendix-e --rounds 1 --device cpu "${scratch[@]}"
   step verifiers 2m "${run[@]}" verifiers "${gpu[@]}" -- \
     "${run[@]}" verifiers --rounds 2 --vocabularies 100 --run-id dry "${scratch[@]}"
   OPEN=1 step distil 9m -m training.smollm2_draft "${gpu[@]}" --stage sample shapes train -- \
