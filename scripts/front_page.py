@@ -80,8 +80,8 @@ def glance() -> str:
     return "\n".join(lines) + "\n"
 
 
-def pretrained_laws() -> tuple[torch.Tensor, torch.Tensor]:
-    """Recorded next-token laws: SmolLM2 without six layers, and SmolLM2."""
+def pretrained_probs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Recorded next-token distributions: SmolLM2 without six layers, and SmolLM2."""
     laws = np.load(RECORDED)
     draft, target = (
         torch.as_tensor(laws[name], dtype=torch.float64).softmax(-1) for name in ("drop6", "target")
@@ -126,7 +126,7 @@ def optimum_in_time() -> str:
 
 def gap_closed() -> str:
     """What the optimal rule adds to K-SEQ with eight drafts on a pretrained model."""
-    draft, target = pretrained_laws()
+    draft, target = pretrained_probs()
     kseq = float(verifiers.get("kseq").acceptance(draft, target, 8).mean())
     best = float(transport.optimal_acceptance(draft, target, 8).mean())
     return card(
@@ -163,8 +163,8 @@ def saved_calls() -> str:
 
 
 def pretrained() -> str:
-    """Means over the recorded next-token laws of SmolLM2 and its draft without six layers."""
-    draft, target = pretrained_laws()
+    """Means over the recorded next-token distributions of SmolLM2 and its draft without six layers."""
+    draft, target = pretrained_probs()
     lines = ["| drafts $k$ | one draft | K-SEQ | exact optimum |", "|---|---|---|---|"]
     single = float(verifiers.get("coupling").acceptance(draft, target, 1).mean())
     for k in (1, 2, 4, 8, 16):
