@@ -35,6 +35,7 @@ serve:  ## Show the built site on http://localhost:8000 (PORT=... for another)
 lint: $(STAMP)  ## Check code, spelling and notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/python scripts/site/check_notebooks.py
 

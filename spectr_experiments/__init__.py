@@ -12,7 +12,7 @@ records      {"cell": "kseq K=8 L=4 T=1.0", "verifier", "num_drafts", "draft_len
               "seed", "prompt" (its number), "calls", "emitted"}         batched; one per prompt and seed
 timing       {"cell", ..., "temperature", "round", "prompt", "calls", "emitted", "seconds"}    batch of 1
 draft-laws   {"law", "rule": "optimum" | "kseq", "k", "temperature", "prompt", "places", "acceptance"}
-             the exact one-step acceptance, averaged over places; "kseq" for the law "iid" alone
+             the exact one-step acceptance, averaged over places; "kseq" for the distribution "iid" alone
 
 Autoregressive decoding is "autoregressive K=0 L=0 T=1.0". Speculative decoding is kseq with K = 1,
 where kseq, recursive and optimal are one rule, and optimal-block and traversal are block verification:

@@ -40,7 +40,7 @@ class Turns:
     count: int
     seconds: float
     emitted: int
-    trace: list[loop.Iteration]
+    trace: list[loop.Turn]
     stages: Mapping[str, float]
 
     @property

@@ -5,9 +5,10 @@
     python -m spectr_experiments.drafts --summary           only rewrites the summary
 
 Two texts, both written by the target at temperature 1 and seen by no draft: its own, from the start
-of a text, and its continuations of the State of the Union prompts. At every place the target's law
-and each draft's are compared. A killed run goes on with the rows it lacks. Raw records go to
-results/smollm2-drafts/ID, the summary of the newest run to spectr_lite/results/smollm2-drafts.json.
+of a text, and its continuations of the State of the Union prompts. At every place the target's
+distribution and each draft's are compared. A killed run goes on with the rows it lacks. Raw records
+go to results/smollm2-drafts/ID, the summary of the newest run to
+spectr_lite/results/smollm2-drafts.json.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def sample_texts(target: Transformer, prompts: list[list[int]]) -> dict[str, Ten
 
 
 def measure(law: Tensor, goal: Tensor) -> dict:
-    """Means over the places of one row, from a draft's and the target's laws (places, V)."""
+    """Means over the places of one row, from a draft's and the target's distributions (places, V)."""
     few, fewer = goal[::EVERY], law[::EVERY]
     kseq = verifiers.get("kseq").acceptance(fewer, few, 8)
     return {
@@ -100,7 +101,9 @@ def seconds_per_token(models: dict[str, torch.nn.Module], repeats: int = 40) -> 
 
 @torch.no_grad()
 def record(run_id: str, device: str) -> None:
-    """Compare the laws on every row the run does not hold yet, then time the models in turns."""
+    """Compare the distributions on every row the run does not hold yet, then time the models in
+    turns.
+    """
     run = Run(run_id, "smollm2-drafts")
     session = {
         "stage": "compare",

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from spectr_experiments import records
-from spectr_lite.models import Pair, load_pair, pair_names, prompts
+from spectr_lite.models import ModelPair, load_pair, pair_names, prompts
 from spectr_lite.stats import mean_interval
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +30,7 @@ SOURCES = ("spectr_experiments/models.py", "spectr_lite/models")
 
 
 @torch.no_grad()
-def measure(pair: Pair, texts: list[tuple[str, str]]) -> list[dict]:
+def measure(pair: ModelPair, texts: list[tuple[str, str]]) -> list[dict]:
     """One record per text: sums over its tokens but the first."""
     records = []
     for document, text in texts:

@@ -1,13 +1,14 @@
-"""A small sample of real next-token laws: SmolLM2-135M and two drafts cut out of it.
+"""A small sample of real next-token distributions: SmolLM2-135M and two drafts cut out of it.
 
     make smollm2
     python -m spectr_experiments.next_token [--run-id NAME] [--places 12]
     python -m spectr_experiments.next_token --summary
 
-Each law is the model's, at temperature 1, after one held-out prompt of the bundled pair's text (State
-of the Union addresses, public domain). Log-probabilities are kept in float16 and read back with a
-softmax: that is then the law, to the last digit. Writes results/next-token-laws/<run-id>/ with laws.npz,
-config.json and env.json, and copies the laws to where the pages read them: spectr_lite/results.
+Each distribution is the model's, at temperature 1, after one held-out prompt of the bundled pair's
+text (State of the Union addresses, public domain). Log-probabilities are kept in float16 and read
+back with a softmax: that is then the distribution, to the last digit. Writes
+results/next-token-laws/<run-id>/ with laws.npz, config.json and env.json, and copies the
+distributions to where the pages read them: spectr_lite/results.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def record(held_out: prompts.Prompts) -> dict[str, np.ndarray]:
 
 
 def publish(run: Path) -> None:
-    """The recorded laws, once their hash is that of the record, to spectr_lite/results."""
+    """The recorded distributions, once their hash is that of the record, to spectr_lite/results."""
     laws = run / "laws.npz"
     wanted = json.loads((run / "config.json").read_text(encoding="utf-8"))["file_sha256"]
     found = hashlib.sha256(laws.read_bytes()).hexdigest()
@@ -55,7 +56,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run-id", default="smollm2-1", help="folder name")
     parser.add_argument("--places", type=int, default=12)
-    parser.add_argument("--summary", action="store_true", help="only copy the recorded laws")
+    parser.add_argument(
+        "--summary", action="store_true", help="only copy the recorded distributions"
+    )
     options = parser.parse_args()
     folder = RUNS / options.run_id
     if options.summary:

@@ -10,8 +10,8 @@ all cells take turns on the same prompt, in an order that rotates. The first tur
 reads the prompt, is left out (clocks.run_turns). Speed is relative to autoregressive decoding in the
 same round; what is shown is the median over rounds, with quartiles.
 
-Draft laws are compared by exact acceptance at one step: the optimum under each law, at places of a
-text that the large model wrote.
+Ways of drafting are compared by exact acceptance at one step: the optimum under each distribution,
+at places of a text that the large model wrote.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from spectr_experiments import clocks
 from spectr_experiments.records import Progress, Record, Run, in_time, weights_sha256
 from spectr_lite import transport, verifiers
 from spectr_lite.decoding import decode
-from spectr_lite.distributions import IID, DraftLaw, TopM, WithoutReplacement
-from spectr_lite.models import Pair
+from spectr_lite.distributions import IID, Drafting, TopM, WithoutReplacement
+from spectr_lite.models import ModelPair
 from spectr_lite.models import prompts as texts
 from spectr_lite.stats import mean_interval, ratio_interval
 
@@ -126,7 +126,7 @@ def grid(
 
 
 def setting(name: str, large: bool) -> tuple[list[Cell], int, int, int]:
-    """Cells, prompts, rounds of timing, and prompts for the draft laws."""
+    """Cells, prompts, rounds of timing, and prompts for the ways of drafting."""
     if name == "full":
         cells = grid((1, 2, 4, 8, 16), (2, 4, 8)) + grid((1, 8), (4, 8), (0.6, 0.8))
         return cells, 1000, 40, 64
@@ -143,7 +143,7 @@ def is_timed(cell: Cell) -> bool:
 
 
 def make_config(
-    pair: Pair,
+    pair: ModelPair,
     device: torch.device,
     name: str,
     text: str,
@@ -189,10 +189,11 @@ def make_config(
     }  # fmt: skip
 
 
-def batch_size(pair: Pair, cells: Sequence[Cell], device: torch.device, count: int) -> int:
+def batch_size(pair: ModelPair, cells: Sequence[Cell], device: torch.device, count: int) -> int:
     """Prompts side by side: as many as the largest cell leaves room for, by an estimate in bytes.
 
-    A row holds about ten arrays of K (L + 1) laws in float32 (drafted, scored, and what the rules for
+    A row holds about ten arrays of K (L + 1) distributions in float32 (drafted, scored, and what
+    the rules for
     paths derive from them), the tables of the optimal plan on a GPU, and both caches.
     """
     laws = max(c.num_drafts * (c.draft_length + 1) for c in cells) + 1
@@ -217,7 +218,7 @@ def batch_size(pair: Pair, cells: Sequence[Cell], device: torch.device, count: i
 
 
 def block_efficiency(
-    run: Run, config: Record, pair: Pair, rank: int, world: int, seconds: float | None
+    run: Run, config: Record, pair: ModelPair, rank: int, world: int, seconds: float | None
 ) -> None:
     """Rank r decodes batches r, r + world, ... A batch whose records are all there is skipped."""
     held = _prompts(config, pair).tokens
@@ -239,7 +240,7 @@ def block_efficiency(
 
 
 def _decode_batch(
-    pair: Pair, cell: Cell, held: list[list[int]], rows: range, seed: int, new_tokens: int
+    pair: ModelPair, cell: Cell, held: list[list[int]], rows: range, seed: int, new_tokens: int
 ) -> list[Record]:
     """The generator is that of the seed and the batch, the same for all cells: their drafts begin
     alike, which narrows the interval of a difference."""
@@ -260,7 +261,7 @@ def _decode_batch(
     ]
 
 
-def wall_clock(run: Run, config: Record, pair: Pair, seconds: float | None) -> None:
+def wall_clock(run: Run, config: Record, pair: ModelPair, seconds: float | None) -> None:
     """One prompt at a time, all cells in turn."""
     held = _prompts(config, pair).tokens
     asked = config["timing"]
@@ -275,13 +276,13 @@ def wall_clock(run: Run, config: Record, pair: Pair, seconds: float | None) -> N
     run.rounds("timing", cells, asked["rounds"], lambda c, n: (c.name, n), measure, seconds)
 
 
-def draft_laws(run: Run, config: Record, pair: Pair, seconds: float | None) -> None:
-    """Exact one-step acceptance under each draft law, averaged over places of a sampled text."""
+def draft_laws(run: Run, config: Record, pair: ModelPair, seconds: float | None) -> None:
+    """Exact one-step acceptance under each way of drafting, averaged over places of a sampled text."""
     asked = config["draft_laws"]
     run.mend("draft-laws", 0)
     done = run.done("draft-laws")
     held = _prompts(config, pair).tokens[: asked["prompts"]]
-    progress = Progress(len(held) * len(asked["temperatures"]), "draft laws")
+    progress = Progress(len(held) * len(asked["temperatures"]), "ways of drafting")
     for number, tokens in in_time(enumerate(held), seconds):
         for temperature in asked["temperatures"]:
             wanted = [
@@ -302,8 +303,10 @@ def draft_laws(run: Run, config: Record, pair: Pair, seconds: float | None) -> N
             progress.add(1)
 
 
-def laws_of(k: int) -> list[tuple[str, str, DraftLaw]]:
-    """Name, rule and law. top-m: m certain tokens, the others i.i.d.; m = k drafts nothing at random."""
+def laws_of(k: int) -> list[tuple[str, str, Drafting]]:
+    """Name, rule and distribution. top-m: m certain tokens, the others i.i.d.; m = k drafts nothing
+    at random.
+    """
     laws = [("iid", "kseq", IID()), ("iid", "optimum", IID())]
     laws += [("without-replacement", "optimum", WithoutReplacement())]
     return laws + [(f"top-{m}", "optimum", TopM(m)) for m in sorted({1, k // 2, k - 1, k})]
@@ -316,16 +319,16 @@ def _acceptances(
         if rule == "kseq":
             values = verifiers.get("kseq").acceptance(draft, target, k)
         else:
-            values = transport.optimal_acceptance(draft, target, k, law=law)
+            values = transport.optimal_acceptance(draft, target, k, drafting=law)
         yield name, rule, float(values.mean())
 
 
 @torch.no_grad()
 def _places(
-    pair: Pair, tokens: list[int], temperature: float, number: int, places: int
+    pair: ModelPair, tokens: list[int], temperature: float, number: int, places: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Laws (places, V) of draft and target in float64, on the CPU, along two tokens per place that
-    the target wrote."""
+    """Probabilities (places, V) of draft and target, float64, on the CPU, along two tokens per place
+    that the target wrote."""
     text = list(tokens)
     cell = autoregressive(temperature).settings()
     new = 2 * places
@@ -339,7 +342,7 @@ def _places(
     return draft, target
 
 
-def _prompts(config: Record, pair: Pair) -> texts.Prompts:
+def _prompts(config: Record, pair: ModelPair) -> texts.Prompts:
     count, length = config["prompts"], config["prompt_length"]
     return texts.load(config["text_name"], pair.tokenizer, count=count, length=length)
 

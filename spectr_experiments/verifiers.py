@@ -3,8 +3,8 @@
     python -m spectr_experiments.verifiers [--device cuda] [--run-id NAME] [--rounds 15]
     python -m spectr_experiments.verifiers --summarise
 
-Two jobs are timed. `token`: `pick` for one row with k = 8 drafts (or the number a rule is made for).
-`block`: `pick_block` for one row with K = 8 paths of L = 4 tokens (one path for the rules made for one).
+Two jobs are timed. `token`: `_select` for one row with k = 8 drafts (or the number a rule is made for).
+`block`: `_verify` for one row with K = 8 paths of L = 4 tokens (one path for the rules made for one).
 All rules take turns within a round, so that a slow moment touches all of them. Records are
 appended to results/benchmark-verifiers/<run-id>/records.jsonl; a run that was stopped goes on where it
 ended. The summary ships in spectr_lite/results/.
@@ -45,23 +45,25 @@ def drafts_taken(name: str, wanted: int) -> int:
 def token_job(name: str, draft: torch.Tensor, target: torch.Tensor, k: int) -> Callable[[], object]:
     rule = verifiers.get(name)
     generator = torch.Generator(draft.device).manual_seed(0)
-    tokens = rule.default_law.sample(draft, k, generator)
-    return lambda: rule.pick(draft, target, tokens, generator)
+    tokens = rule.default_drafting.sample(draft, k, generator)
+    return lambda: rule._select(draft, target, tokens, generator)
 
 
 def block_job(
     name: str, draft: torch.Tensor, target: torch.Tensor, k: int, length: int
 ) -> Callable[[], object]:
-    """Laws that depend on the depth alone, so that many paths share a prefix as real ones do."""
+    """Distributions that depend on the depth alone, so that many paths share a prefix as real ones
+    do.
+    """
     rule = verifiers.get(name)
     generator = torch.Generator(draft.device).manual_seed(0)
     vocabulary = draft.shape[-1]
     shift = [torch.roll(draft, 17 * i, -1) for i in range(length + 1)]
-    draft_laws = torch.stack(shift[:-1], 1).unsqueeze(1).expand(1, k, length, vocabulary)
+    draft_probs = torch.stack(shift[:-1], 1).unsqueeze(1).expand(1, k, length, vocabulary)
     aims = [torch.roll(target, 17 * i, -1) for i in range(length + 1)]
-    target_laws = torch.stack(aims, 1).unsqueeze(1).expand(1, k, length + 1, vocabulary)
-    paths = sample(draft_laws.contiguous(), generator)
-    return lambda: rule.pick_block(draft_laws, target_laws, paths, generator)
+    target_probs = torch.stack(aims, 1).unsqueeze(1).expand(1, k, length + 1, vocabulary)
+    paths = sample(draft_probs.contiguous(), generator)
+    return lambda: rule._verify(draft_probs, target_probs, paths, generator)
 
 
 def jobs(config: dict, device: torch.device) -> Iterator[tuple[dict, Callable[[], object]]]:
@@ -70,7 +72,7 @@ def jobs(config: dict, device: torch.device) -> Iterator[tuple[dict, Callable[[]
         draft, target = (torch.as_tensor(p, dtype=torch.float32)[None].to(device) for p in pair)
         for name in verifiers.names():
             rule = verifiers.get(name)
-            if rule.conditional_block.__func__ is verifiers.Verifier.conditional_block:
+            if rule._given_paths.__func__ is verifiers.Verifier._given_paths:
                 k = drafts_taken(name, config["k"])
                 key = {"job": "token", "verifier": name, "vocabulary": vocabulary, "drafts": k}
                 yield key, token_job(name, draft, target, k)

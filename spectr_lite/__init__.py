@@ -1,3 +1,3 @@
-"""Multi-draft speculative decoding as optimal transport, small enough to read in an afternoon."""
+"""Multi-draft speculative decoding as optimal transport: selection rules, the optimum, a decoder."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The statistical facts of this book: 95% intervals of means and ratios; whether samples follow a law.
+"""The statistics of this book: 95% intervals of means and ratios; do samples follow a distribution?
 
 Interval: mean +- t(0.975, n - 1) s / sqrt(n). What is averaged here, such as the block efficiency
 of a prompt, is bounded and independent from prompt to prompt: from some twenty values on the mean
@@ -64,7 +64,9 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> tuple[In
 
 @dataclass(frozen=True)
 class ChiSquare:
-    """Pearson's test of counts against a law: a `p_value` below the false-alarm rate rejects it."""
+    """Pearson's test of counts against a distribution: a `p_value` below the false-alarm rate
+    rejects it.
+    """
 
     statistic: float
     degrees: int
@@ -80,24 +82,24 @@ def chi_square(
     """Test that `counts` (any shape) are n independent draws from `probabilities` (same shape).
 
     X2 = sum (count - n p)^2 / (n p) ~ chi-square(cells - 1). The cells of smallest expectation are
-    pooled into one until it holds `min_expected`. A count where the law says zero: p_value 0.
+    pooled into one until it holds `min_expected`. A count where the distribution says zero: p_value 0.
     """
     observed = np.asarray(counts, np.float64).ravel()
-    law = np.asarray(probabilities, np.float64).ravel()
-    if observed.shape != law.shape:
+    probs = np.asarray(probabilities, np.float64).ravel()
+    if observed.shape != probs.shape:
         raise ValueError(
             f"counts and probabilities must have the same shape, got {np.shape(counts)} and "
             f"{np.shape(probabilities)}"
         )
-    if (law < 0).any() or not np.isclose(law.sum(), 1, atol=1e-4):
+    if (probs < 0).any() or not np.isclose(probs.sum(), 1, atol=1e-4):
         raise ValueError(
-            f"probabilities must be non-negative and sum to 1, got sum {law.sum():.6g}"
+            f"probabilities must be non-negative and sum to 1, got sum {probs.sum():.6g}"
         )
     n = int(observed.sum())
-    if observed[law == 0].any():
+    if observed[probs == 0].any():
         return ChiSquare(np.inf, 0, 0.0, n)
-    order = np.argsort(law)
-    expected, observed = n * law[order] / law.sum(), observed[order]
+    order = np.argsort(probs)
+    expected, observed = n * probs[order] / probs.sum(), observed[order]
     small = int(np.searchsorted(expected, min_expected))
     if 0 < small < expected.size and expected[:small].sum() < min_expected:
         small += 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spectr_lite import check, transport, verifiers
-from spectr_lite.decoding.enumeration import block_law_of_paths
+from spectr_lite.decoding.enumeration import path_block_distribution
 
 PAGE = Path(__file__).resolve().parent.parent / "book" / "add-your-own.md"
 
@@ -47,9 +47,9 @@ def test_its_verdict_is_lossless(page):
 def test_it_walks_a_tree_and_bears_dead_drafts(page):
     rule = verifiers.get("best-guess")
     draft, target = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
-    law, _ = block_law_of_paths(lambda prefix: target, lambda prefix: draft, rule, 2, 2)
+    probs, _ = path_block_distribution(lambda prefix: target, lambda prefix: draft, rule, 2, 2)
     expected = target[:, None, None] * target[:, None] * target
-    np.testing.assert_allclose(law, expected, atol=1e-12)
+    np.testing.assert_allclose(probs, expected, atol=1e-12)
     p, q = torch.as_tensor(draft), torch.as_tensor(target)
-    with_dead = rule.conditional(p, q, torch.tensor([[-1, 2, 0]]))
-    torch.testing.assert_close(with_dead, rule.conditional(p, q, torch.tensor([[2, 0]])))
+    with_dead = rule._given_drafts(p, q, torch.tensor([[-1, 2, 0]]))
+    torch.testing.assert_close(with_dead, rule._given_drafts(p, q, torch.tensor([[2, 0]])))

@@ -58,8 +58,8 @@ def test_optimum_by_cells_equals_the_sorted_one(benchmark: ModuleType) -> None:
     for seed in range(300):
         vocabulary, k = int(rng.integers(1, 60)), int(rng.integers(1, 9))
         pair = distributions.dirichlet(vocabulary, float(rng.choice([0.1, 1.0, 5.0])), seed)
-        # Zeros in both laws, in different places, and never all of them.
-        draft, target = (np.where(rng.random(vocabulary) < 0.3, 0, law) for law in pair)
+        # Zeros in both distributions, in different places, and never all of them.
+        draft, target = (np.where(rng.random(vocabulary) < 0.3, 0, probs) for probs in pair)
         draft[0] += 1e-3
         target[-1] += 1e-3
         draft, target = draft / draft.sum(), target / target.sum()
@@ -78,7 +78,7 @@ def test_cost_of_the_rules_is_generated_from_the_records() -> None:
     assert json.loads(rules.SUMMARY.read_text(encoding="utf-8")) == rules.summarise()
 
 
-def test_next_token_laws_are_the_recorded_file() -> None:
+def test_next_token_distributions_are_the_recorded_file() -> None:
     (config,) = (ROOT / "results" / "next-token-laws").glob("*/config.json")
     recorded = json.loads(config.read_text(encoding="utf-8"))
     content = (ROOT / "spectr_lite" / "results" / "next-token-laws.npz").read_bytes()

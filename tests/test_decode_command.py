@@ -82,7 +82,7 @@ def test_a_mistake_is_one_line_and_status_2(words, message, capsys):
 def test_pieces_join_to_the_text(pair):
     prompt = pair.tokenizer.encode("My fellow citizens").ids
     made = generate(pair.target, pair.draft, [prompt], max_new_tokens=20, generator=2)
-    marked = pieces(pair.tokenizer, prompt, made.iterations)
+    marked = pieces(pair.tokenizer, prompt, made.turns)
     assert len(marked) == 21
     assert "".join(text for _, text in marked) == pair.tokenizer.decode(prompt + made.tokens[0])
 

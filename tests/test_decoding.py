@@ -1,4 +1,4 @@
-"""The loop as it runs: the laws it shows to the rule, the text it emits, and how it ends."""
+"""The loop as it runs: the distributions it shows to the rule, the text it emits, and how it ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tiny_models import make_pair
 
 from spectr_lite import verifiers
 from spectr_lite.decoding import Tree, decode, generate
-from spectr_lite.decoding.enumeration import joint_law
+from spectr_lite.decoding.enumeration import joint_distribution
 from spectr_lite.models import load_pair
 from spectr_lite.models.markov import worked_pair
 from spectr_lite.stats import chi_square
@@ -34,7 +34,7 @@ PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 0, 1]]
 
 
 def reread(model, tokens, temperature=1.0):
-    """The law of the token after `tokens` (a list), without any cache."""
+    """The distribution of the token after `tokens` (a list), without any cache."""
     return torch.softmax(model(torch.tensor([tokens]))[0, -1] / temperature, -1)
 
 
@@ -47,11 +47,11 @@ class Spy(verifiers.Verifier):
     def __init__(self):
         self.calls = []
 
-    def conditional(self, draft, target, tokens):
-        return verifiers.get("kseq").conditional(draft, target, tokens)
+    def _given_drafts(self, draft, target, tokens):
+        return verifiers.get("kseq")._given_drafts(draft, target, tokens)
 
-    def pick(self, draft, target, tokens, generator):
-        token = verifiers.get("kseq").pick(draft, target, tokens, generator)
+    def _select(self, draft, target, tokens, generator):
+        token = verifiers.get("kseq")._select(draft, target, tokens, generator)
         self.calls.append((draft.clone(), target.clone(), tokens.clone(), token))
         return token
 
@@ -59,7 +59,7 @@ class Spy(verifiers.Verifier):
 @pytest.mark.parametrize(
     ("num_drafts", "draft_length", "temperature"), [(1, 3, 1), (3, 4, 0.7), (4, 1, 1.5)]
 )
-def test_every_law_shown_to_the_rule_is_the_law_of_the_text_so_far(
+def test_every_distribution_shown_to_the_rule_is_the_distribution_of_the_text_so_far(
     tiny_pair, num_drafts, draft_length, temperature
 ):
     target, draft = tiny_pair
@@ -86,10 +86,12 @@ def test_every_law_shown_to_the_rule_is_the_law_of_the_text_so_far(
                 if depth > turn.accepted[row] or not turn.active[row]:
                     continue
                 context = text + block[:depth]
-                if len(context) < len(PROMPTS[row]) + 40:  # further laws cannot reach the text
+                if (
+                    len(context) < len(PROMPTS[row]) + 40
+                ):  # further distributions cannot reach the text
                     for shown, model in ((p, draft), (q, target)):
-                        law = reread(model, context, temperature)
-                        torch.testing.assert_close(shown[row], law, rtol=0, atol=1e-11)
+                        probs = reread(model, context, temperature)
+                        torch.testing.assert_close(shown[row], probs, rtol=0, atol=1e-11)
                 alive = (turn.drafted[row, :, :depth] == torch.tensor(block[:depth])).all(-1)
                 offered = torch.where(alive, turn.drafted[row, :, depth], -1)
                 assert tokens[row].tolist() == offered.tolist()
@@ -106,21 +108,21 @@ def test_every_law_shown_to_the_rule_is_the_law_of_the_text_so_far(
 class PathSpy(TreeVerifier):
     """Optimal selection with block verification, noting what it is asked."""
 
-    def conditional_block(self, draft_laws, target_laws, paths):
-        return verifiers.get("optimal-block").conditional_block(draft_laws, target_laws, paths)
+    def _given_paths(self, draft_probs, target_probs, paths):
+        return verifiers.get("optimal-block")._given_paths(draft_probs, target_probs, paths)
 
-    def pick_block(self, draft_laws, target_laws, paths, generator):
-        self.asked = draft_laws, target_laws, paths
-        return verifiers.get("optimal-block").pick_block(draft_laws, target_laws, paths, generator)
+    def _verify(self, draft_probs, target_probs, paths, generator):
+        self.asked = draft_probs, target_probs, paths
+        return verifiers.get("optimal-block")._verify(draft_probs, target_probs, paths, generator)
 
 
-def test_every_law_shown_to_a_rule_for_paths_is_the_law_of_its_path(tiny_pair):
+def test_every_distribution_shown_to_a_rule_for_paths_is_the_distribution_of_its_path(tiny_pair):
     target, draft = tiny_pair
     spy = PathSpy()
     texts = [list(prompt) for prompt in PROMPTS]
     settings = {"num_drafts": 2, "draft_length": 3, "max_new_tokens": 15, "temperature": 0.8}
     for turn in decode(target, draft, PROMPTS, verifier=spy, generator=0, **settings):
-        draft_laws, target_laws, paths = spy.asked
+        draft_probs, target_probs, paths = spy.asked
         assert (paths == turn.drafted).all()
         for row, text in enumerate(texts):
             for j, path in enumerate(paths[row].tolist()):
@@ -128,11 +130,13 @@ def test_every_law_shown_to_a_rule_for_paths_is_the_law_of_its_path(tiny_pair):
                     context = [*text, *path[:i]]
                     if not turn.active[row] or len(context) >= len(PROMPTS[row]) + 15:
                         continue
-                    law = reread(target, context, 0.8)
-                    torch.testing.assert_close(target_laws[row, j, i], law, rtol=0, atol=1e-11)
+                    probs = reread(target, context, 0.8)
+                    torch.testing.assert_close(target_probs[row, j, i], probs, rtol=0, atol=1e-11)
                     if i < 3:
-                        law = reread(draft, context, 0.8)
-                        torch.testing.assert_close(draft_laws[row, j, i], law, rtol=0, atol=1e-11)
+                        probs = reread(draft, context, 0.8)
+                        torch.testing.assert_close(
+                            draft_probs[row, j, i], probs, rtol=0, atol=1e-11
+                        )
             text += turn.tokens(row)
     assert [len(text) for text in texts] == [len(prompt) + 15 for prompt in PROMPTS]
 
@@ -169,7 +173,7 @@ class Counting:
 def test_one_target_call_each_turn_and_one_copy_of_the_prefix(tiny_pair):
     target, draft = map(Counting, tiny_pair)
     run = generate(target, draft, PROMPTS, num_drafts=4, draft_length=3, max_new_tokens=20)
-    turns = len(run.iterations)
+    turns = len(run.turns)
     assert target.calls == [(3, 7)] + [(3, 1 + 4 * 3)] * turns
     assert draft.calls == [(3, 7)] + [(3, 2), (3, 4), (3, 4)] * turns
     assert target.cache_shape == draft.cache_shape == (3, 8 + 20 + 4 * 3)
@@ -182,7 +186,7 @@ def test_a_prompt_read_in_pieces_is_the_same_prompt(tiny_pair, monkeypatch):
     assert generate(*tiny_pair, PROMPTS, **settings).tokens == whole.tokens
 
 
-# --- the law of the text, by sampling ---
+# --- the distribution of the text, by sampling ---
 
 
 def joint_counts(run, vocabulary, length):
@@ -217,7 +221,7 @@ def test_text_follows_the_target(verifier, num_drafts, draft_length):
         max_new_tokens=3,
         generator=5,
     )
-    result = chi_square(joint_counts(run, 3, 3), joint_law(target.next_law, 3))
+    result = chi_square(joint_counts(run, 3, 3), joint_distribution(target.next_probs, 3))
     assert result.degrees == 26
     assert result.p_value > FALSE_ALARM
 
@@ -235,7 +239,7 @@ def test_sampling_rejects_wrong_variants(rule):
         max_new_tokens=3,
         generator=5,
     )
-    result = chi_square(joint_counts(run, 3, 3), joint_law(target.next_law, 3))
+    result = chi_square(joint_counts(run, 3, 3), joint_distribution(target.next_probs, 3))
     assert result.p_value < FALSE_ALARM
 
 
@@ -254,12 +258,12 @@ def test_text_of_a_transformer_follows_the_target(tiny_pair, num_drafts):
     )
     for row in range(2):
 
-        def law(prefix, row=row):
+        def probs(prefix, row=row):
             return reread(target, [*PROMPTS[row], *prefix]).numpy()
 
         counts = np.zeros((11, 11), int)
         np.add.at(counts, tuple(np.array(run.tokens[row::2])[:, 1:].T), 1)
-        assert chi_square(counts, joint_law(law, 3).sum(0)).p_value > FALSE_ALARM
+        assert chi_square(counts, joint_distribution(probs, 3).sum(0)).p_value > FALSE_ALARM
 
 
 def test_mean_block_of_the_first_turn_is_the_enumerated_one():
@@ -279,7 +283,7 @@ def test_mean_block_of_the_first_turn_is_the_enumerated_one():
 
 
 def cells_of_two_tokens(model, prompt, first=12, second=6):
-    """The law of the next two tokens with rare ones merged: a (V, V + 1) table of cell numbers, and the
+    """The next two tokens' distribution, rare ones merged: a (V, V + 1) table of cell numbers, and the
     probability of each cell. Cell 0 is every unlikely first token."""
     start = reread(model, prompt)
     likely = start.topk(first).indices.tolist()
@@ -408,17 +412,17 @@ def test_a_stop_token_behind_the_limit_does_not_extend_the_text(tiny_pair):
 def test_iterations_account_for_every_token(tiny_pair):
     run = generate(*tiny_pair, PROMPTS, num_drafts=3, draft_length=2, generator=10)
     for row, tokens in enumerate(run.tokens):
-        assert tokens == [token for turn in run.iterations for token in turn.tokens(row)]
-        kinds = [kind for turn in run.iterations for kind in turn.kinds(row)]
+        assert tokens == [token for turn in run.turns for token in turn.tokens(row)]
+        kinds = [kind for turn in run.turns for kind in turn.kinds(row)]
         assert len(kinds) == len(tokens)
-        full = [turn for turn in run.iterations if turn.kept[row] == turn.accepted[row] + 1]
+        full = [turn for turn in run.turns if turn.kept[row] == turn.accepted[row] + 1]
         assert kinds.count("corrected") + kinds.count("bonus") == len(full)
-        for turn in run.iterations:
+        for turn in run.turns:
             accepted = turn.accepted[row]
             path = turn.drafted[row, turn.path[row], :accepted]
             assert turn.block[row, :accepted].tolist() == path.tolist()
             assert (turn.block[row, accepted + 1 :] == -1).all()
-    calls = [sum(int(turn.active[row]) for turn in run.iterations) for row in range(3)]
+    calls = [sum(int(turn.active[row]) for turn in run.turns) for row in range(3)]
     assert run.calls == calls
     assert run.block_efficiency == sum(run.emitted) / sum(calls)
 

@@ -1,4 +1,6 @@
-"""Theorem 2 by enumeration: one turn of the loop has the target law; known block efficiencies."""
+"""Theorem 2 by enumeration: one turn of the loop has the target distribution; known block
+efficiencies.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ from wrong_variants import StaleCount
 
 from spectr_lite import verifiers
 from spectr_lite.decoding import enumeration
-from spectr_lite.decoding.enumeration import block_law, expected_tokens, joint_law
+from spectr_lite.decoding.enumeration import block_distribution, expected_tokens, joint_distribution
 from spectr_lite.models.markov import MarkovModel, worked_pair
 
 
-def context_free(law):
-    return lambda prefix: law
+def context_free(probs):
+    return lambda prefix: probs
 
 
 def random_chain(vocabulary, seed):
@@ -26,8 +28,8 @@ def random_chain(vocabulary, seed):
     return MarkovModel(rows[:-1], rows[-1])
 
 
-def total_variation(law, other):
-    return 0.5 * np.abs(law - other).sum()
+def total_variation(probs, other):
+    return 0.5 * np.abs(probs - other).sum()
 
 
 # --- published and reference values ---
@@ -59,17 +61,17 @@ def test_block_efficiency_of_kseq_without_context(num_drafts):
 def test_block_efficiency_of_kseq_on_the_worked_chain(num_drafts):
     target, draft = worked_pair()
     found = [
-        expected_tokens(target.next_law, draft.next_law, "kseq", num_drafts, length)
+        expected_tokens(target.next_probs, draft.next_probs, "kseq", num_drafts, length)
         for length in (1, 2, 3, 4)
     ]
     np.testing.assert_allclose(found, MARKOV[num_drafts], rtol=0, atol=1e-8)
 
 
 def test_limits_of_block_efficiency():
-    law, other = context_free([0.25, 0.75, 0.0]), context_free([0.0, 0.0, 1.0])
-    assert expected_tokens(law, law, "kseq", 2, 3) == pytest.approx(4, abs=1e-12)
-    assert expected_tokens(law, other, "kseq", 2, 3) == pytest.approx(1, abs=1e-12)
-    assert expected_tokens(law, other, "kseq", 0, 3) == 1
+    probs, other = context_free([0.25, 0.75, 0.0]), context_free([0.0, 0.0, 1.0])
+    assert expected_tokens(probs, probs, "kseq", 2, 3) == pytest.approx(4, abs=1e-12)
+    assert expected_tokens(probs, other, "kseq", 2, 3) == pytest.approx(1, abs=1e-12)
+    assert expected_tokens(probs, other, "kseq", 0, 3) == 1
 
 
 # --- losslessness, for every registered rule ---
@@ -77,14 +79,14 @@ def test_limits_of_block_efficiency():
 
 @pytest.mark.parametrize(("name", "num_drafts"), list(decoding_rules()))
 @pytest.mark.parametrize("vocabulary", [2, 3])
-def test_block_has_the_target_law(name, num_drafts, vocabulary):
+def test_block_has_the_target_distribution(name, num_drafts, vocabulary):
     target, draft = random_chain(vocabulary, seed=1), random_chain(vocabulary, seed=2)
     for context in ((), (1,)):
         for length in (1, 2, 3):
-            found = block_law(
-                target.next_law, draft.next_law, name, num_drafts, length, context=context
+            found = block_distribution(
+                target.next_probs, draft.next_probs, name, num_drafts, length, context=context
             )
-            expected = joint_law(target.next_law, length + 1, context)
+            expected = joint_distribution(target.next_probs, length + 1, context)
             assert np.abs(found - expected).max() < 1e-12
 
 
@@ -93,8 +95,8 @@ def test_zero_probabilities_and_equal_models_stay_lossless(name, num_drafts):
     draft = MarkovModel([[0, 0.5, 0.5], [1, 0, 0], [0.2, 0.3, 0.5]], [0.5, 0, 0.5])
     target = MarkovModel([[0.5, 0, 0.5], [1, 0, 0], [0, 1, 0]], [0, 0.5, 0.5])
     for small in (draft, target):
-        found = block_law(target.next_law, small.next_law, name, num_drafts, 2)
-        assert np.abs(found - joint_law(target.next_law, 3)).max() < 1e-12
+        found = block_distribution(target.next_probs, small.next_probs, name, num_drafts, 2)
+        assert np.abs(found - joint_distribution(target.next_probs, 3)).max() < 1e-12
 
 
 def test_a_model_may_look_at_its_whole_context():
@@ -104,17 +106,19 @@ def test_a_model_may_look_at_its_whole_context():
     def draft(prefix):
         return np.array([0.3, 0.7]) if prefix.count(0) % 2 else np.array([0.6, 0.4])
 
-    found = block_law(target, draft, "kseq", 3, 3, context=(1, 0))
-    assert np.abs(found - joint_law(target, 4, (1, 0))).max() < 1e-12
+    found = block_distribution(target, draft, "kseq", 3, 3, context=(1, 0))
+    assert np.abs(found - joint_distribution(target, 4, (1, 0))).max() < 1e-12
 
 
 # --- the recursion itself, against Algorithm 3 run on every table of drafts ---
 
 
 def literal_algorithm(target, draft, rule, num_drafts, draft_length):
-    """Block law and expected tokens, by listing all V^(K L) drafted tables and walking each one."""
+    """Block distribution and expected tokens, by listing all V^(K L) drafted tables and walking
+    each one.
+    """
     vocabulary = len(target(()))
-    law = np.zeros((vocabulary,) * (draft_length + 1))
+    probs = np.zeros((vocabulary,) * (draft_length + 1))
     expected = 0.0
     for flat in itertools.product(range(vocabulary), repeat=num_drafts * draft_length):
         table = np.array(flat).reshape(num_drafts, draft_length)
@@ -127,34 +131,34 @@ def literal_algorithm(target, draft, rule, num_drafts, draft_length):
             depth = len(prefix)
             if depth == draft_length or not alive.any():
                 expected += mass * alive.any()
-                law[prefix] += mass * joint_law(target, draft_length + 1 - depth, prefix)
+                probs[prefix] += mass * joint_distribution(target, draft_length + 1 - depth, prefix)
                 return
             expected += mass
             tokens = torch.from_numpy(np.where(alive, table[:, depth], -1))
-            laws = (torch.from_numpy(model(prefix)) for model in (draft, target))
-            for y, chance in enumerate(rule.conditional(*laws, tokens).tolist()):
+            all_probs = (torch.from_numpy(model(prefix)) for model in (draft, target))
+            for y, chance in enumerate(rule._given_drafts(*all_probs, tokens).tolist()):
                 if chance:
                     walk((*prefix, y), alive & (table[:, depth] == y), mass * chance)
 
         walk((), np.ones(num_drafts, bool), mass)
-    return law, expected
+    return probs, expected
 
 
 @pytest.mark.parametrize(("vocabulary", "num_drafts"), [(3, 2), (2, 3)])
 @pytest.mark.parametrize("rule", [verifiers.get("kseq"), StaleCount()], ids=["kseq", "wrong"])
 def test_recursion_equals_the_literal_algorithm(vocabulary, num_drafts, rule):
-    target, draft = random_chain(vocabulary, 3).next_law, random_chain(vocabulary, 4).next_law
-    law, expected = literal_algorithm(target, draft, rule, num_drafts, 2)
-    assert np.abs(block_law(target, draft, rule, num_drafts, 2) - law).max() < 1e-14
+    target, draft = random_chain(vocabulary, 3).next_probs, random_chain(vocabulary, 4).next_probs
+    probs, expected = literal_algorithm(target, draft, rule, num_drafts, 2)
+    assert np.abs(block_distribution(target, draft, rule, num_drafts, 2) - probs).max() < 1e-14
     assert expected_tokens(target, draft, rule, num_drafts, 2) == pytest.approx(expected, abs=1e-13)
 
 
 @pytest.mark.parametrize("num_drafts", [1, 2])
 def test_recursion_equals_the_listing_of_all_paths(num_drafts):
-    target, draft = random_chain(3, 5).next_law, random_chain(3, 6).next_law
+    target, draft = random_chain(3, 5).next_probs, random_chain(3, 6).next_probs
     rule = verifiers.get("kseq")
-    law, accepted = enumeration.block_law_of_paths(target, draft, rule, num_drafts, 3)
-    assert np.abs(block_law(target, draft, rule, num_drafts, 3) - law).max() < 1e-14
+    probs, accepted = enumeration.path_block_distribution(target, draft, rule, num_drafts, 3)
+    assert np.abs(block_distribution(target, draft, rule, num_drafts, 3) - probs).max() < 1e-14
     assert expected_tokens(target, draft, rule, num_drafts, 3) == pytest.approx(1 + accepted)
 
 
@@ -169,18 +173,18 @@ def test_block_verification_accepts_more_than_token_verification():
 
 
 @pytest.mark.parametrize("rule", WRONG, ids=lambda rule: type(rule).__name__)
-def test_block_law_catches_wrong_variants(rule):
+def test_block_distribution_catches_wrong_variants(rule):
     target, draft = worked_pair()
-    found = block_law(target.next_law, draft.next_law, rule, 3, 2)
+    found = block_distribution(target.next_probs, draft.next_probs, rule, 3, 2)
     assert found.sum() == pytest.approx(1, abs=1e-12)
-    assert total_variation(found, joint_law(target.next_law, 3)) > 1e-3
+    assert total_variation(found, joint_distribution(target.next_probs, 3)) > 1e-3
 
 
 def test_parameters_for_all_drafts_are_right_only_until_one_dies():
     """Its first token is exact, so a test of one step at k = K cannot see this error."""
     target, draft = worked_pair()
-    found = block_law(target.next_law, draft.next_law, StaleCount(), 3, 2)
-    expected = joint_law(target.next_law, 3)
+    found = block_distribution(target.next_probs, draft.next_probs, StaleCount(), 3, 2)
+    expected = joint_distribution(target.next_probs, 3)
     assert np.abs(found.sum((1, 2)) - expected.sum((1, 2))).max() < 1e-12
     assert total_variation(found.sum(2), expected.sum(2)) > 1e-3
 
@@ -195,18 +199,18 @@ def test_parameters_for_all_drafts_are_right_only_until_one_dies():
 def test_settings_are_checked(settings, message):
     target, draft = worked_pair()
     with pytest.raises(ValueError, match=message):
-        expected_tokens(target.next_law, draft.next_law, "kseq", **settings)
+        expected_tokens(target.next_probs, draft.next_probs, "kseq", **settings)
 
 
 @pytest.mark.parametrize(
     ("rule", "settings", "message"),
     [
         ("coupling", (2, 2), "k: 'coupling' is defined for k=1 only, found 2"),
-        ("spechub", (2, 2), "law: 'spechub' is not lossless for drafts drawn by IID"),
+        ("spechub", (2, 2), "drafting: 'spechub' is not lossless for drafts drawn by IID"),
         ("traversal", (8, 4), "k: enumeration needs .* tuples x 3 tokens"),
     ],
 )
 def test_what_cannot_be_enumerated_is_refused(rule, settings, message):
     target, draft = worked_pair()
     with pytest.raises(ValueError, match=message):
-        expected_tokens(target.next_law, draft.next_law, rule, *settings)
+        expected_tokens(target.next_probs, draft.next_probs, rule, *settings)

@@ -21,7 +21,7 @@ def teacher():
     return Transformer(TransformerConfig(30, 16, 2, 2, 2, 16, 64)).eval().requires_grad_(False)
 
 
-def test_the_teachers_laws_come_back_from_what_is_kept(teacher):
+def test_the_teachers_distributions_come_back_from_what_is_kept(teacher):
     forced = torch.tensor([[0, -1, -1], [5, 6, 7]])
     text = distil.write_text(teacher, forced, 12, torch.Generator().manual_seed(1))
     tokens = text["tokens"].long()
@@ -31,7 +31,7 @@ def test_the_teachers_laws_come_back_from_what_is_kept(teacher):
     torch.testing.assert_close(found, teacher(tokens[:, :-1]).log_softmax(-1), atol=1e-3, rtol=0)
 
 
-def test_the_text_has_the_teachers_law(teacher):
+def test_the_text_has_the_teachers_distribution(teacher):
     """The second token, 4,000 times: the sampler's own arithmetic against softmax."""
     forced = torch.full((4000, 1), 3)
     text = distil.write_text(teacher, forced, 2, torch.Generator().manual_seed(2))
@@ -53,10 +53,10 @@ def test_slopes_by_hand_are_those_of_autograd(monkeypatch, final):
 
     def plain():
         draft = F.linear(hidden, weight, bias).softmax(-1)
-        law = (teaching @ goal_rows.T - normaliser[:, None]).exp()
+        probs = (teaching @ goal_rows.T - normaliser[:, None]).exp()
         if final:
-            return (1 - torch.minimum(draft, law).sum(-1)).mean()
-        return (law * (law.log() - draft.log())).sum(-1).mean()
+            return (1 - torch.minimum(draft, probs).sum(-1)).mean()
+        return (probs * (probs.log() - draft.log())).sum(-1).mean()
 
     loss = distil.HeadLoss.apply(
         hidden, weight, bias, teaching, goal_rows.bfloat16(), normaliser, final, 3

@@ -110,17 +110,19 @@ def test_tokens_must_broadcast_with_the_distributions():
         verifiers.get("kseq").select(np.tile(GOOD, (3, 1)), GOOD, np.zeros((4, 2), dtype=int))
 
 
-def test_unknown_rules_and_laws_are_named():
+def test_unknown_rules_and_distributions_are_named():
     with pytest.raises(ValueError, match=r"verifier: no rule named 'best'. Known rules: .*kseq"):
         verifiers.get("best")
     from spectr_lite.distributions import IID, WithoutReplacement
 
-    with pytest.raises(ValueError, match=r"law: 'kseq' is not lossless for .*WithoutReplacement"):
-        verifiers.get("kseq").acceptance(GOOD, GOOD, 2, law=WithoutReplacement())
-    with pytest.raises(ValueError, match=r"law: 'recursive-wor' is not lossless for .*IID"):
-        verifiers.get("recursive-wor").acceptance(GOOD, GOOD, 2, law=IID())
-    with pytest.raises(ValueError, match=r"law: found 'iid'|law: .*'iid'"):
-        verifiers.get("kseq").acceptance(GOOD, GOOD, 2, law="iid")
+    with pytest.raises(
+        ValueError, match=r"drafting: 'kseq' is not lossless for .*WithoutReplacement"
+    ):
+        verifiers.get("kseq").acceptance(GOOD, GOOD, 2, drafting=WithoutReplacement())
+    with pytest.raises(ValueError, match=r"drafting: 'recursive-wor' is not lossless for .*IID"):
+        verifiers.get("recursive-wor").acceptance(GOOD, GOOD, 2, drafting=IID())
+    with pytest.raises(ValueError, match=r"drafting: .*'iid'"):
+        verifiers.get("kseq").acceptance(GOOD, GOOD, 2, drafting="iid")
 
 
 def test_rules_made_for_one_number_of_drafts_say_so():
@@ -182,27 +184,27 @@ def test_a_torch_tensor_in_gives_torch_out():
 # --- drawing ---
 
 
-@given(law=distributions(6), seed=st.integers(0, 2**32))
-def test_a_token_without_mass_is_never_drawn(law, seed):
+@given(probs=distributions(6), seed=st.integers(0, 2**32))
+def test_a_token_without_mass_is_never_drawn(probs, seed):
     generator = torch.Generator().manual_seed(seed)
-    drawn = D.sample(torch.tensor(law), generator, count=200)
-    assert (law[drawn.numpy()] > 0).all()
+    drawn = D.sample(torch.tensor(probs), generator, count=200)
+    assert (probs[drawn.numpy()] > 0).all()
 
 
-def test_draws_follow_the_law():
-    law = np.random.default_rng(0).dirichlet(np.full(20, 0.5))
-    drawn = D.sample(torch.tensor(law * 7), torch.Generator().manual_seed(0), count=100_000)
-    assert chi_square(np.bincount(drawn, minlength=20), law).p_value > 1e-6
-    rows = D.sample(torch.tensor(law).expand(100_000, -1), torch.Generator().manual_seed(1))
-    assert chi_square(np.bincount(rows, minlength=20), law).p_value > 1e-6
+def test_draws_follow_the_distribution():
+    probs = np.random.default_rng(0).dirichlet(np.full(20, 0.5))
+    drawn = D.sample(torch.tensor(probs * 7), torch.Generator().manual_seed(0), count=100_000)
+    assert chi_square(np.bincount(drawn, minlength=20), probs).p_value > 1e-6
+    rows = D.sample(torch.tensor(probs).expand(100_000, -1), torch.Generator().manual_seed(1))
+    assert chi_square(np.bincount(rows, minlength=20), probs).p_value > 1e-6
 
 
 def test_a_large_float32_vocabulary_reaches_every_tail():
     """float32 has 2^24 uniforms: inverted in float32, tokens of mass below 6e-8 would never come."""
     vocabulary = 256_000
-    law = torch.full((vocabulary,), 0.5 / vocabulary)
-    law[0] += 0.5
-    drawn = D.sample(law, torch.Generator().manual_seed(0), count=200_000)
+    probs = torch.full((vocabulary,), 0.5 / vocabulary)
+    probs[0] += 0.5
+    drawn = D.sample(probs, torch.Generator().manual_seed(0), count=200_000)
     late = (drawn >= vocabulary // 2).double().mean()
     assert float(late) == pytest.approx(0.25, abs=0.005)
     assert int(drawn.max()) < vocabulary
@@ -225,8 +227,8 @@ def test_generators_of_every_kind():
 
 
 def test_dead_drafts_read_zero():
-    law = torch.tensor(GOOD)
-    read = D.at(law, torch.tensor([[0, -1, 2], [-1, -1, 1]]))
+    probs = torch.tensor(GOOD)
+    read = D.probability_of(probs, torch.tensor([[0, -1, 2], [-1, -1, 1]]))
     np.testing.assert_allclose(read, [[0.2, 0, 0.5], [0, 0, 0.3]])
 
 

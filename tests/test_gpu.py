@@ -1,9 +1,9 @@
-"""What a GPU must get right before it is timed: the rules, the loop and its laws, against a CPU.
+"""What a GPU must get right before it is timed: rules, loop and probabilities, against a CPU.
 
     python -m pytest -m gpu
 
 Each test also runs on the CPU, in float32, so that the tests themselves are tested everywhere.
-References are float64 on the CPU. False-alarm rate of each test of a law: 1e-6.
+References are float64 on the CPU. False-alarm rate of each test of a distribution: 1e-6.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def pair(request):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_agrees_with_float64_on_a_cpu(name, device):
-    """The law of a turn's block, given the drafted paths, in float32 on the device."""
+    """The distribution of a turn's block, given the drafted paths, in float32 on the device."""
     rule = verifiers.get(name)
     k, length, vocabulary = drafts_of(rule), 3, 50
     generator = np.random.default_rng(0)
@@ -54,9 +54,9 @@ def test_a_rule_agrees_with_float64_on_a_cpu(name, device):
     shape = (6, k, -1, vocabulary)
     drafts, targets = draft[:-1].expand(*shape), target.expand(*shape)
     paths = distributions.sample(drafts, torch.Generator().manual_seed(1))
-    exact = rule.conditional_block(drafts, targets, paths)
-    laws = (law.to(device, torch.float32) for law in (drafts, targets))
-    found = rule.conditional_block(*laws, paths.to(device))
+    exact = rule._given_paths(drafts, targets, paths)
+    all_probs = (probs.to(device, torch.float32) for probs in (drafts, targets))
+    found = rule._given_paths(*all_probs, paths.to(device))
     for a, b in ((found.stop, exact.stop), (found.extra * found.stop[..., None],
                                             exact.extra * exact.stop[..., None])):  # fmt: skip
         torch.testing.assert_close(a.double().cpu(), b, rtol=1e-3, atol=2e-5)
@@ -80,7 +80,7 @@ def test_greedy_text_is_the_autoregressive_one(pair, name):
     ("name", "num_drafts"), [("kseq", 0), ("kseq", 8), ("optimal", 4), ("optimal-block", 4)]
 )
 def test_the_second_token_follows_the_target(pair, name, num_drafts):
-    """Chi-square of the second new token's likeliest ids, after whichever first one: its law is the
+    """Chi-square of the second new token's likeliest ids, whichever the first: its distribution is the
     target's own, mixed over the first, in float64 on a CPU from the same (rounded) weights."""
     prompt = pair.tokenizer.encode("The people of the United").ids
     target = load_pair("bundled", "cpu", pair.target.embed_tokens.weight.dtype).target.double()

@@ -23,7 +23,7 @@ from spectr_lite.transport import nested
 from spectr_lite.verifiers import paths
 
 aten = torch.ops.aten
-LOOKS = {  # operations that bring a value to the host, or one from it
+SYNC_IS_FREE = {  # operations that bring a value to the host, or one from it
     aten._local_scalar_dense,
     aten.equal,
     aten.is_nonzero,
@@ -53,7 +53,7 @@ class Recorder(TorchDispatchMode):
             by_mask = operation is aten.index.Tensor and any(
                 part.dtype == torch.bool for part in tree_leaves(args[1]) if part is not None
             )
-            if operation.overloadpacket in LOOKS or by_mask:
+            if operation.overloadpacket in SYNC_IS_FREE or by_mask:
                 yield str(operation)
 
     def replay(self):
@@ -91,7 +91,7 @@ def recorded(monkeypatch):
     monkeypatch.setattr(graphs, "DEVICES", {"cpu"})
     monkeypatch.setattr(graphs, "watched", watched)
     monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(paths, "LOOKS", set())
+    monkeypatch.setattr(paths, "SYNC_IS_FREE", set())
     monkeypatch.setitem(nested.DENSE_LIMIT, "cpu", 1024)
     monkeypatch.setattr(state, "SPAN", 16)
     return replayed
@@ -249,7 +249,7 @@ def test_a_graph_writes_the_text_of_the_same_kernels_without_it(name, monkeypatc
         warnings.simplefilter("error")  # a refusal would warn
         decoder = Decoder(*models, **settings)
         found = texts(decoder)
-    assert decoder.graphs.replays and not decoder.graphs.refused
+    assert decoder.graphs.replays and not decoder.graphs.disabled
     monkeypatch.setattr(graphs, "DEVICES", set())
     assert texts(Decoder(*models, **settings)) == found
     monkeypatch.setattr(graphs, "DEVICES", {"cuda"})

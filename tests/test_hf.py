@@ -1,8 +1,8 @@
-"""K drafts inside transformers' generate: the same text where it is greedy, the same law where not.
+"""K drafts inside transformers' generate: the same text if greedy, else the same distribution.
 
 Tiny random models, written by save_pretrained and read back. The reference is always `generate`
-itself, or the law its own processors give when every text is listed. False-alarm rate of each test of
-a law: 1e-6.
+itself, or the distribution its own processors give when every text is listed. False-alarm rate of
+each test of a distribution: 1e-6.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MASK = (IDS != 0).long()
 
 
 def random_model(folder: Path, kind: str = "llama", seed: int = 0, **changes):
-    """Weights larger than a trainer's, so that the laws are neither flat nor alike."""
+    """Weights larger than a trainer's, so that the distributions are neither flat nor alike."""
     torch.manual_seed(seed)
     kwargs = CONFIGS.get(kind, {}) | SMALL | changes
     config = transformers.AutoConfig.for_model(kind, **kwargs)
@@ -171,7 +171,8 @@ def test_vocabularies_padded_to_other_widths(pair, width, tmp_path):
     )
 
 
-# --- sampling: the same law ---------------------------------------------------------------------
+# --- sampling: the same distribution
+# ---------------------------------------------------------------------
 
 V, LENGTH = 5, 3
 TINY = {"vocab_size": V, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
@@ -189,7 +190,7 @@ def tiny(tmp_path_factory):
     )
 
 
-def exact_law(model, settings) -> np.ndarray:
+def exact_distribution(model, settings) -> np.ndarray:
     """P(next three tokens) for both rows, (2, V, V, V): every text, through generate's processors."""
     caught = []
 
@@ -198,7 +199,7 @@ def exact_law(model, settings) -> np.ndarray:
 
     request = {"input_ids": PROMPTS, "attention_mask": PROMPT_MASK, "max_new_tokens": LENGTH}
     model.generate(**request, do_sample=True, custom_generate=catch, **settings)
-    law = np.ones((2, *[V] * LENGTH))
+    probs = np.ones((2, *[V] * LENGTH))
     for text in itertools.product(range(V), repeat=LENGTH):
         for i in range(LENGTH):
             behind = torch.tensor([text[:i]] * 2, dtype=torch.int64).reshape(2, i)
@@ -208,12 +209,12 @@ def exact_law(model, settings) -> np.ndarray:
             with torch.no_grad():
                 out = model(input_ids=ids, attention_mask=mask, position_ids=positions)
             scores = caught[0](ids, out.logits[:, -1].float())
-            law[(slice(None), *text)] *= torch.softmax(scores, -1)[:, text[i]].numpy()
-    return law
+            probs[(slice(None), *text)] *= torch.softmax(scores, -1)[:, text[i]].numpy()
+    return probs
 
 
 def draws(model, loop, settings, count=800) -> np.ndarray:
-    """How often each text came, shape of `exact_law`."""
+    """How often each text came, shape of `exact_distribution`."""
     torch.manual_seed(0)
     made = model.generate(
         input_ids=PROMPTS,
@@ -245,20 +246,20 @@ RULES = [("kseq", 3), ("optimal", 2), ("traversal", 2), ("coupling", 1)]
     ("settings", "verifier", "num_drafts"),
     [(SETTINGS[0], "kseq", 3), *((s, *rule) for s, rule in zip(SETTINGS, RULES, strict=True))],
 )
-def test_sampled_texts_follow_the_law_of_generate(tiny, settings, verifier, num_drafts):
+def test_sampled_texts_follow_the_distribution_of_generate(tiny, settings, verifier, num_drafts):
     target, draft = tiny
     loop = generate.decoder(draft, verifier=verifier, num_drafts=num_drafts, draft_length=2)
-    law = exact_law(target, settings)
-    for counts, row in zip(draws(target, loop, settings), law, strict=True):
+    probs = exact_distribution(target, settings)
+    for counts, row in zip(draws(target, loop, settings), probs, strict=True):
         assert stats.chi_square(counts, row).p_value > FALSE_ALARM / 2
 
 
 def test_the_test_sees_a_rule_that_is_not_lossless(tiny):
     target, draft = tiny
     loop = generate.decoder(draft, verifier=RhoOne(), num_drafts=3, draft_length=2)
-    law = exact_law(target, SETTINGS[0])
+    probs = exact_distribution(target, SETTINGS[0])
     counts = draws(target, loop, SETTINGS[0])
-    p_values = [stats.chi_square(*pair).p_value for pair in zip(counts, law, strict=True)]
+    p_values = [stats.chi_square(*pair).p_value for pair in zip(counts, probs, strict=True)]
     assert min(p_values) < FALSE_ALARM / 2
 
 

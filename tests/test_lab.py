@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "site"))
 import lab_assets  # noqa: E402
 from check_site import NODE_MODULES  # noqa: E402
 
-ENUMERATED = 256  # tuples up to which laws are compared by enumeration
+ENUMERATED = 256  # tuples up to which distributions are compared by enumeration
 DRAWS = 20_000
 FALSE_ALARM = 1e-5  # of each chi-square test; the seeds are fixed, so a pass stays a pass
 LOSSLESS = ("kseq", "recursive", "optimal")
@@ -45,7 +45,7 @@ RULES = {
 }
 
 
-def laws_to_try() -> list[dict[str, Any]]:
+def draftings_to_try() -> list[dict[str, Any]]:
     """200 random pairs and the degenerate ones: zeros, one-hot, equal, disjoint, tied ratios, V = 1."""
     rng = np.random.default_rng(8)
     pairs = [([1.0], [1.0], 1), ([1.0], [1.0], 3)]
@@ -91,7 +91,7 @@ def lab() -> dict[str, Any]:
         install = ["npm", "install", "--no-save", "--no-audit", "--no-fund", "--silent"]
         subprocess.run([*install, "--prefix", str(folder), *NODE_MODULES], check=True)
     asked = {
-        "pairs": laws_to_try(),
+        "pairs": draftings_to_try(),
         "sampled": pairs_to_sample(),
         "draws": DRAWS,
         "enumerated": ENUMERATED,
@@ -113,7 +113,7 @@ def close(found: Any, expected: Any) -> bool:
 
 
 def test_numbers(lab):
-    for given, found in zip(laws_to_try(), lab["numbers"], strict=True):
+    for given, found in zip(draftings_to_try(), lab["numbers"], strict=True):
         draft, target, k = given["draft"], given["target"], given["k"]
         p, q = torch.tensor(draft, dtype=torch.float64), torch.tensor(target, dtype=torch.float64)
         rho = kseq.optimal_rho(p, q, k)
@@ -146,9 +146,9 @@ def test_numbers(lab):
         assert close(*excess), given
 
 
-def test_laws_of_selection(lab):
+def test_distributions_of_selection(lab):
     compared = 0
-    for given, found in zip(laws_to_try(), lab["numbers"], strict=True):
+    for given, found in zip(draftings_to_try(), lab["numbers"], strict=True):
         if "laws" not in found:
             continue
         draft, target, k = given["draft"], given["target"], given["k"]
@@ -157,14 +157,14 @@ def test_laws_of_selection(lab):
         possible = p[tuples].prod(-1) > 0
         for name, rule in RULES.items():
             if name == "undiscounted" and not (q > p + 1e-12).any():
-                continue  # equal laws: nothing is ever left for its residual
+                continue  # equal distributions: nothing is ever left for its residual
             assert close(found["laws"][name], rule.output_distribution(draft, target, k)), (
                 name,
                 given,
             )
-            law = rule.conditional(p, q, tuples)[possible]
+            probs = rule._given_drafts(p, q, tuples)[possible]
             here = np.array(found["conditional"][name])[possible.numpy()]
-            assert close(here, law), (name, given)
+            assert close(here, probs), (name, given)
             assert name == "undiscounted" or close(found["laws"][name], target), (name, given)
         assert close(found["laws"]["undiscounted"], found["undiscounted"]), given
         compared += 1
@@ -187,8 +187,8 @@ def test_presets(lab):
 def test_samples_follow_the_target_unless_the_rule_is_wrong(lab):
     for given, found in zip(pairs_to_sample(), lab["samples"], strict=True):
         rule, draft, target, k = (given[key] for key in ("rule", "draft", "target", "k"))
-        law = RULES[rule].output_distribution(draft, target, k)
-        assert stats.chisquare(found["counts"], DRAWS * law).pvalue > FALSE_ALARM, given
+        probs = RULES[rule].output_distribution(draft, target, k)
+        assert stats.chisquare(found["counts"], DRAWS * probs).pvalue > FALSE_ALARM, given
         if rule in LOSSLESS:
             exact = RULES[rule].acceptance(draft, target, k)
             test = stats.binomtest(found["kept"], DRAWS, min(1.0, exact))
@@ -230,7 +230,7 @@ def test_address_holds_the_state(lab):
     assert lab["link"]["hash"] == "#preset=temperature&k=5&rule=optimal&seed=1&n=1001"
     assert lab["restored"] == lab["link"]
     assert lab["odd"] == {"draft": [0.25, 0.5, 0.25], "k": "16"}
-    assert close(lab["broken"], lab["start"]["draft"])  # not a law: the book's example
+    assert close(lab["broken"], lab["start"]["draft"])  # not a distribution: the book's example
 
 
 def test_vocabulary_and_run(lab):

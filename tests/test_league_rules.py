@@ -1,4 +1,6 @@
-"""The rival token rules: exact laws, recorded values, what each is worth, and what they refuse."""
+"""The rival token rules: exact distributions, recorded values, what each is worth, and what they
+refuse.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spectr_lite import transport, verifiers
-from spectr_lite.distributions import IID, TopM, WithoutReplacement, at
+from spectr_lite.distributions import IID, TopM, WithoutReplacement, probability_of
 from spectr_lite.transport import nested
 from spectr_lite.verifiers.importance import Importance
 from spectr_lite.verifiers.recursive import Recursive, residual
 from spectr_lite.verifiers.recursive_wor import RecursiveWithoutReplacement
 
-# Each rule with the draft laws it is made for.
+# Each rule with the ways of drafting it is made for.
 RULES = [
     ("importance", IID()),
     ("naive", IID()),
@@ -45,24 +47,24 @@ def pairs(count=25, seed=0):
     yield np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.6, 0.4]), 2  # the draft says one thing only
 
 
-def total_variation(law, other):
-    return 0.5 * np.abs(np.asarray(law) - np.asarray(other)).sum()
+def total_variation(probs, other):
+    return 0.5 * np.abs(np.asarray(probs) - np.asarray(other)).sum()
 
 
-@pytest.mark.parametrize(("name", "law"), RULES)
-def test_a_rule_is_lossless_counts_its_own_acceptance_and_stays_below_the_optimum(name, law):
+@pytest.mark.parametrize(("name", "probs"), RULES)
+def test_a_rule_is_lossless_counts_its_own_acceptance_and_stays_below_the_optimum(name, probs):
     rule = verifiers.get(name)
     for draft, target, k in pairs():
         k = 2 if name == "spechub" else k
-        assert total_variation(rule.output_distribution(draft, target, k, law), target) < 1e-13
-        drafted, mass = law.tuples(torch.as_tensor(draft), k)
-        output = rule.conditional(torch.as_tensor(draft), torch.as_tensor(target), drafted)
+        assert total_variation(rule.output_distribution(draft, target, k, probs), target) < 1e-13
+        drafted, mass = probs.tuples(torch.as_tensor(draft), k)
+        output = rule._given_drafts(torch.as_tensor(draft), torch.as_tensor(target), drafted)
         inside = torch.zeros(len(drafted), len(draft) + 1, dtype=torch.float64)
         inside.scatter_(-1, drafted % (len(draft) + 1), 1.0)
         by_hand = float(mass @ (output * inside[:, :-1]).sum(-1))
-        acceptance = rule.acceptance(draft, target, k, law)
+        acceptance = rule.acceptance(draft, target, k, probs)
         assert acceptance == pytest.approx(by_hand, abs=1e-12)
-        optimum = transport.optimal_acceptance(draft, target, k, law)
+        optimum = transport.optimal_acceptance(draft, target, k, probs)
         assert acceptance <= optimum + 1e-12
         if name == "spechub":
             assert acceptance == pytest.approx(optimum, abs=1e-12)
@@ -152,24 +154,24 @@ def test_the_published_pairs_of_spechub_are_the_hub_and_one_draw_of_the_rest():
 @pytest.mark.parametrize("name", ["importance", "naive", "recursive", "target-only"])
 def test_dead_drafts_are_as_good_as_absent(name):
     rng = np.random.default_rng(1)
-    draft, target = (torch.as_tensor(law) for law in rng.dirichlet(np.ones(4), size=2))
+    draft, target = (torch.as_tensor(probs) for probs in rng.dirichlet(np.ones(4), size=2))
     rule = verifiers.get(name)
     tokens = torch.tensor([[2, -1, 0, 0], [-1, 1, -1, 3], [-1, -1, -1, 2]])
-    together = rule.conditional(draft, target, tokens)
-    for row, law in zip(tokens, together, strict=True):
-        alone = rule.conditional(draft, target, row[row >= 0])
-        torch.testing.assert_close(law, alone, atol=1e-14, rtol=0)
+    together = rule._given_drafts(draft, target, tokens)
+    for row, probs in zip(tokens, together, strict=True):
+        alone = rule._given_drafts(draft, target, row[row >= 0])
+        torch.testing.assert_close(probs, alone, atol=1e-14, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "law"), RULES)
-def test_sampling_follows_the_conditional_law(name, law):
+@pytest.mark.parametrize(("name", "probs"), RULES)
+def test_sampling_follows_the_conditional_distribution(name, probs):
     rng = np.random.default_rng(2)
     draft, target = (torch.as_tensor(row) for row in rng.dirichlet(np.ones(4), size=2))
     k, rows = 2, 20_000
     generator = torch.Generator().manual_seed(5)
-    tokens = law.sample(draft, k, generator)
-    exact = verifiers.get(name).conditional(draft, target, tokens)
-    drawn = verifiers.get(name).pick(
+    tokens = probs.sample(draft, k, generator)
+    exact = verifiers.get(name)._given_drafts(draft, target, tokens)
+    drawn = verifiers.get(name)._select(
         draft.expand(rows, -1), target.expand(rows, -1), tokens.expand(rows, -1), generator
     )
     seen = torch.bincount(drawn, minlength=4) / rows
@@ -184,21 +186,21 @@ def test_a_rule_reads_no_value_on_the_host(name):
     generator = torch.Generator().manual_seed(0)
     with FakeTensorMode() as mode:
         fake, drafted = mode.from_tensor(draft), mode.from_tensor(tokens)
-        assert verifiers.get(name).pick(fake, fake, drafted, generator).shape == (4,)
+        assert verifiers.get(name)._select(fake, fake, drafted, generator).shape == (4,)
 
 
 def test_float32_at_a_large_vocabulary_keeps_the_residual_sane():
     rng = torch.Generator().manual_seed(0)
     draft, target = torch.randn(2, 3, 20_000, generator=rng).mul(3).softmax(-1)
-    wide = Recursive().membership(draft.double(), target.double(), 8)
-    torch.testing.assert_close(Recursive().membership(draft, target, 8), wide, atol=1e-5, rtol=0)
+    wide = Recursive()._acceptance(draft.double(), target.double(), 8)
+    torch.testing.assert_close(Recursive()._acceptance(draft, target, 8), wide, atol=1e-5, rtol=0)
 
 
 # --- what is refused ---
 
 
 @pytest.mark.parametrize(
-    ("name", "law"),
+    ("name", "probs"),
     [
         ("recursive", WithoutReplacement()),
         ("recursive-wor", IID()),
@@ -208,9 +210,9 @@ def test_float32_at_a_large_vocabulary_keeps_the_residual_sane():
         ("spechub", TopM(2)),
     ],
 )
-def test_a_rule_refuses_drafts_of_another_law(name, law):
-    with pytest.raises(ValueError, match=r"law: .*target-only"):
-        verifiers.get(name).acceptance([0.5, 0.5], [0.2, 0.8], 2, law)
+def test_a_rule_refuses_drafts_of_another_distribution(name, probs):
+    with pytest.raises(ValueError, match=r"drafting: .*target-only"):
+        verifiers.get(name).acceptance([0.5, 0.5], [0.2, 0.8], 2, probs)
 
 
 def test_counts_and_parameters_are_checked():
@@ -226,32 +228,32 @@ def test_counts_and_parameters_are_checked():
 class ForgetsToRemove(RecursiveWithoutReplacement):
     """Drafts without replacement, but the draft keeps the rejected tokens."""
 
-    def conditional(self, draft, target, tokens):
-        return Recursive().conditional(draft, target, tokens)
+    def _given_drafts(self, draft, target, tokens):
+        return Recursive()._given_drafts(draft, target, tokens)
 
 
 class RemovesFromRepeats(Recursive):
     """Drafts with repeats, but rejected tokens leave the draft."""
 
-    def conditional(self, draft, target, tokens):
-        return RecursiveWithoutReplacement().conditional(draft, target, tokens)
+    def _given_drafts(self, draft, target, tokens):
+        return RecursiveWithoutReplacement()._given_drafts(draft, target, tokens)
 
 
 class KeepsTheFirstResidual(Recursive):
     """Every draft is coupled with the target itself; only the last draw uses the residual."""
 
-    def conditional(self, draft, target, tokens):
-        accept = (at(target, tokens) / at(draft, tokens)).clamp_max(1)
+    def _given_drafts(self, draft, target, tokens):
+        accept = (probability_of(target, tokens) / probability_of(draft, tokens)).clamp_max(1)
         reached = torch.cumprod(torch.cat([torch.ones_like(accept[:, :1]), 1 - accept], -1), -1)
-        law = reached[:, -1:] * residual(target, draft)
-        return law.scatter_add(-1, tokens, accept * reached[:, :-1])
+        probs = reached[:, -1:] * residual(target, draft)
+        return probs.scatter_add(-1, tokens, accept * reached[:, :-1])
 
 
 class TakesTheDraftForTheWinner(Importance):
     """The tournament's winner coupled as if it followed the draft."""
 
     def _tournament(self, draft, target, k):
-        matches, _laws = super()._tournament(draft, target, k)
+        matches, _all_probs = super()._tournament(draft, target, k)
         return matches, np.tile(draft, (k, 1))
 
 

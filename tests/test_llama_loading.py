@@ -330,7 +330,7 @@ def test_half_a_gguf(write_gguf: Callable[..., Path], kept: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def smollm2_pair() -> models.Pair:
+def smollm2_pair() -> models.ModelPair:
     pytest.importorskip("gguf")
     if not (smollm2.FOLDER / smollm2.FILE).is_file():
         pytest.skip("SmolLM2 is not in data/: run `make smollm2`")
@@ -340,7 +340,7 @@ def smollm2_pair() -> models.Pair:
 REFERENCE = json.loads((ROOT / "tests" / "cases" / "smollm2.json").read_text())
 
 
-def test_smollm2_says_what_transformers_says(smollm2_pair: models.Pair) -> None:
+def test_smollm2_says_what_transformers_says(smollm2_pair: models.ModelPair) -> None:
     logits = smollm2_pair.target(torch.tensor([REFERENCE["ids"]]))[0]
     top = logits.topk(3)
     assert top.indices.tolist() == REFERENCE["top_ids"]
@@ -349,7 +349,7 @@ def test_smollm2_says_what_transformers_says(smollm2_pair: models.Pair) -> None:
     torch.testing.assert_close(logits.logsumexp(-1), torch.tensor(REFERENCE["logsumexp"]), **close)
 
 
-def test_smollm2_reads_what_transformers_reads(smollm2_pair: models.Pair) -> None:
+def test_smollm2_reads_what_transformers_reads(smollm2_pair: models.ModelPair) -> None:
     tokenizer = smollm2_pair.tokenizer
     assert tokenizer.get_vocab_size() == smollm2_pair.target.vocab_size == 49152
     for case in [REFERENCE, *REFERENCE["encodings"]]:
@@ -399,7 +399,7 @@ def as_transformers(model: Transformer) -> torch.nn.Module:
     return theirs.eval().requires_grad_(False)
 
 
-def test_smollm2_decodes(smollm2_pair: models.Pair) -> None:
+def test_smollm2_decodes(smollm2_pair: models.ModelPair) -> None:
     prompt = smollm2_pair.tokenizer.encode("The capital of France is").ids
     settings = {"num_drafts": 2, "draft_length": 2, "max_new_tokens": 3, "temperature": 0}
     made = generate(smollm2_pair.target, smollm2_pair.draft, [prompt], **settings)

@@ -16,10 +16,12 @@ def test_logits_are_the_log_of_the_rows():
     assert (probabilities[..., target.start_token] == 0).all()
 
 
-def test_next_law_reads_the_last_token_or_the_initial_law():
+def test_next_distribution_reads_the_last_token_or_the_initial_distribution():
     target, _ = worked_pair()
-    assert target.next_law(()).tolist() == [0.3, 0.4, 0.3]
-    assert target.next_law((0, 2, 1)).tolist() == target.next_law([1]).tolist() == [0.1, 0.2, 0.7]
+    assert target.next_probs(()).tolist() == [0.3, 0.4, 0.3]
+    assert (
+        target.next_probs((0, 2, 1)).tolist() == target.next_probs([1]).tolist() == [0.1, 0.2, 0.7]
+    )
 
 
 @pytest.mark.parametrize(

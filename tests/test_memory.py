@@ -87,6 +87,6 @@ def test_what_cannot_fit_is_refused_before_any_work(pair, monkeypatch):
     monkeypatch.setattr(state, "free_bytes", lambda device: 10**9)
     decoder = Decoder(*pair)
     next(decoder.decode(PROMPTS))
-    left = 4 * 2 * 11 * (65 + 64)  # room for the laws, and the caches are there already
+    left = 4 * 2 * 11 * (65 + 64)  # room for the distributions, and the caches are there already
     monkeypatch.setattr(state, "free_bytes", lambda device: left)
     next(decoder.decode(PROMPTS))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spectr_lite.decoding import generate
-from spectr_lite.decoding.enumeration import block_law, joint_law
+from spectr_lite.decoding.enumeration import block_distribution, joint_distribution
 from spectr_lite.models.ngram import TrigramModel
 
 VOCABULARY = 4
@@ -23,7 +23,7 @@ def grams(order):
 
 
 def direct(context):
-    """The law after `context`, from dictionaries and the formula of the module's docstring."""
+    """The distribution after `context`, from dictionaries and the formula of the module's docstring."""
     if context is None:
         return np.full(VOCABULARY, 1 / VOCABULARY)
     shorter = direct(context[1:] if context else None)
@@ -42,13 +42,13 @@ def model():
     return TrigramModel(TEXTS, VOCABULARY, torch.float64)
 
 
-def laws(logits):
+def all_probs(logits):
     return logits.exp().numpy()
 
 
 def test_the_counts_are_those_of_a_dictionary(model):
     contexts = torch.tensor([[u, v] for u in range(VOCABULARY) for v in range(VOCABULARY)])
-    found = laws(model(contexts))
+    found = all_probs(model(contexts))
     for context, (first, second) in zip(contexts.tolist(), found, strict=True):
         np.testing.assert_allclose(first, direct(tuple(context[:1])), atol=1e-14)
         np.testing.assert_allclose(second, direct(tuple(context)), atol=1e-14)
@@ -82,29 +82,31 @@ def test_on_a_tree_each_branch_sees_its_own_parent(model):
         mask[None],
     )
     expected = [direct(context) for context in [(1, 2), (2, 0), (1, 3), (3, 0)]]
-    np.testing.assert_allclose(laws(found)[0], expected, atol=1e-14)
+    np.testing.assert_allclose(all_probs(found)[0], expected, atol=1e-14)
     # The second branch is accepted and moves up: what follows it reads its tokens.
     cache.move(torch.tensor([[4, 5]]), torch.tensor([[2, 3]]))
     mask = torch.tensor([[[True] * 5]])
     found = model(torch.tensor([[1]]), torch.tensor([[4]]), cache, torch.tensor([[4]]), mask)
-    np.testing.assert_allclose(laws(found)[0, 0], direct((0, 1)), atol=1e-14)
+    np.testing.assert_allclose(all_probs(found)[0, 0], direct((0, 1)), atol=1e-14)
 
 
-def next_law(model):
+def next_probs(model):
     return lambda prefix: model(torch.tensor([prefix]))[0, -1].exp().numpy()
 
 
 @pytest.mark.parametrize("verifier", ["kseq", "optimal", "block"])
-def test_one_turn_with_it_as_a_draft_has_the_target_law(model, verifier):
+def test_one_turn_with_it_as_a_draft_has_the_target_distribution(model, verifier):
     """By enumeration: the target is a trigram model of other texts."""
     target = TrigramModel([[0, 3, 1, 2, 3, 3, 0, 2, 1]], VOCABULARY, torch.float64)
     num_drafts = 1 if verifier == "block" else 2
-    found = block_law(next_law(target), next_law(model), verifier, num_drafts, 2, (0, 1))
-    np.testing.assert_allclose(found, joint_law(next_law(target), 3, (0, 1)), atol=1e-12)
+    found = block_distribution(
+        next_probs(target), next_probs(model), verifier, num_drafts, 2, (0, 1)
+    )
+    np.testing.assert_allclose(found, joint_distribution(next_probs(target), 3, (0, 1)), atol=1e-12)
 
 
 @pytest.mark.parametrize("num_drafts", [1, 3])
-def test_the_loop_with_it_as_a_draft_writes_the_target_law(model, num_drafts):
+def test_the_loop_with_it_as_a_draft_writes_the_target_distribution(model, num_drafts):
     """Two tokens after a prompt, 20,000 times: Pearson's statistic below its 1e-5 quantile."""
     target = TrigramModel([[0, 3, 1, 2, 3, 3, 0, 2, 1]], VOCABULARY, torch.float64)
     rows = 20_000
@@ -117,15 +119,15 @@ def test_the_loop_with_it_as_a_draft_writes_the_target_law(model, num_drafts):
         max_new_tokens=3,
         generator=7,
     )
-    expected = rows * joint_law(next_law(target), 3, (0, 1))
+    expected = rows * joint_distribution(next_probs(target), 3, (0, 1))
     counts = np.zeros_like(expected)
     np.add.at(counts, tuple(np.array(found.tokens).T), 1)
     statistic = ((counts - expected) ** 2 / expected).sum()
     assert statistic < 128  # chi-squared, 63 degrees of freedom
 
 
-def test_the_draft_laws_of_the_loop_are_its_own(model):
-    """With itself as the target, everything is accepted: a draft law read off the wrong parent
+def test_the_draft_distributions_of_the_loop_are_its_own(model):
+    """With itself as the target, everything is accepted: a way of drafting read off the wrong parent
     would show."""
     found = generate(
         model,

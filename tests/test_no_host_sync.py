@@ -27,8 +27,8 @@ def on_fake_tensors(function):
 @pytest.mark.parametrize("name", ["coupling", "kseq", "optimal"])
 def test_a_rule_runs_without_reading_a_value(name, monkeypatch):
     monkeypatch.setitem(nested.DENSE_LIMIT, "cpu", 1024)  # the path a GPU takes
-    monkeypatch.setattr(paths, "LOOKS", set())
-    token = on_fake_tensors(verifiers.get(name).pick)
+    monkeypatch.setattr(paths, "SYNC_IS_FREE", set())
+    token = on_fake_tensors(verifiers.get(name)._select)
     assert token.shape == (4,)
 
 

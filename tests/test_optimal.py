@@ -1,4 +1,4 @@
-"""Nested priority: the winner's law, its optimality, and its two ways of being computed."""
+"""Nested priority: the winner's distribution, its optimality, and its two ways of being computed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from spectr_lite.verifiers import optimal
 CASES = json.loads((Path(__file__).parent / "cases" / "verifiers.json").read_text())
 
 
-def winner_law(plan: nested.NestedPlan, draft: np.ndarray, k: int) -> np.ndarray:
-    """The winner's law from the rule's words alone: Z opens edges, the highest pool wins.
+def winner_probs(plan: nested.NestedPlan, draft: np.ndarray, k: int) -> np.ndarray:
+    """The winner's distribution from the rule's words alone: Z opens edges, the highest pool wins.
 
     The open edges only change at an activation time. Between two of them, the drafts reach no further
     than edge b with probability U_b^k, so pool [a, b) wins with probability U_b^k - U_a^k; drafts are
@@ -31,7 +31,7 @@ def winner_law(plan: nested.NestedPlan, draft: np.ndarray, k: int) -> np.ndarray
     classes, tau = plan.class_of.numpy(), plan.activation.numpy()
     mass = np.bincount(classes, draft, minlength=len(tau))
     below = np.concatenate([[0], mass.cumsum()])
-    law = np.zeros(len(draft))
+    probs = np.zeros(len(draft))
     levels = np.unique(np.concatenate([tau, [1.0]]))
     for low, high in itertools.pairwise(levels):
         edges = [*np.flatnonzero(tau <= low), len(tau)]
@@ -39,8 +39,8 @@ def winner_law(plan: nested.NestedPlan, draft: np.ndarray, k: int) -> np.ndarray
             pool = (classes >= a) & (classes < b)
             total = draft[pool].sum()
             if total > 0:
-                law[pool] += (high - low) * (below[b] ** k - below[a] ** k) * draft[pool] / total
-    return law
+                probs[pool] += (high - low) * (below[b] ** k - below[a] ** k) * draft[pool] / total
+    return probs
 
 
 def test_the_claimed_marginal_is_the_true_one_when_some_bins_are_empty():
@@ -50,13 +50,13 @@ def test_the_claimed_marginal_is_the_true_one_when_some_bins_are_empty():
         made = nested.plan(torch.tensor(draft), torch.tensor(target), k, classes=256)
         assert (torch.bincount(made.class_of, minlength=256) == 0).any()
         claimed = made.winner(torch.tensor(draft)).numpy()
-        np.testing.assert_allclose(winner_law(made, draft, k), claimed, atol=1e-12)
+        np.testing.assert_allclose(winner_probs(made, draft, k), claimed, atol=1e-12)
 
 
 def by_words(plan: nested.NestedPlan, draft: np.ndarray, target: np.ndarray, k: int):
     """P(Y = y) and P(Y in S) by listing every tuple, and every set of open edges, one at a time."""
     classes, tau = plan.class_of.numpy(), plan.activation.numpy()
-    winner = winner_law(plan, draft, k)
+    winner = winner_probs(plan, draft, k)
     residual = np.maximum(target - winner, 0)
     residual = residual / residual.sum() if residual.sum() > 0 else residual
     output, inside = np.zeros(len(draft)), 0.0
@@ -65,7 +65,7 @@ def by_words(plan: nested.NestedPlan, draft: np.ndarray, target: np.ndarray, k: 
         mass = draft[list(drafted)].prod()
         if mass == 0:
             continue
-        law = np.zeros(len(draft))
+        probs = np.zeros(len(draft))
         for low, high in itertools.pairwise(levels):
             pools = np.searchsorted(
                 np.flatnonzero(tau <= low), classes[list(drafted)], side="right"
@@ -75,10 +75,10 @@ def by_words(plan: nested.NestedPlan, draft: np.ndarray, target: np.ndarray, k: 
             ]
             for token in best:
                 accept = min(1.0, target[token] / winner[token])
-                law[token] += (high - low) * accept / len(best)
-                law += (high - low) * (1 - accept) * residual / len(best)
-        output += mass * law
-        inside += mass * law[list(set(drafted))].sum()
+                probs[token] += (high - low) * accept / len(best)
+                probs += (high - low) * (1 - accept) * residual / len(best)
+        output += mass * probs
+        inside += mass * probs[list(set(drafted))].sum()
     return output, inside
 
 
@@ -116,7 +116,7 @@ def check_plan(draft: np.ndarray, target: np.ndarray, k: int, classes: int | Non
     assert (made.activation[..., 0] == 0).all()
     assert (claimed >= 0).all()
     assert claimed.sum() == pytest.approx(1, abs=1e-12)
-    np.testing.assert_allclose(winner_law(made, draft, k), claimed, atol=1e-12)
+    np.testing.assert_allclose(winner_probs(made, draft, k), claimed, atol=1e-12)
     return float(np.minimum(claimed, target).sum())
 
 
@@ -150,7 +150,9 @@ def test_the_optimum_is_the_program_s(path, seed):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_the_rule_read_aloud_is_the_rule_in_code(path, seed, k):
-    """Every tuple and every pool listed: output law, acceptance and the rule's own answers agree."""
+    """Every tuple and every pool listed: output distribution, acceptance and the rule's own answers
+    agree.
+    """
     draft, target = D.dirichlet(4, 0.8, seed)
     rule = optimal.Optimal()
     output, inside = by_words(
@@ -178,10 +180,12 @@ def test_one_winner_is_best_for_every_weight(pair, k, weight):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"V={len(case['draft'])} k={case['k']}")
 def test_reference_winner(case):
-    """On each edge of the concave hull of (R, G) the winner's law is a multiple of the target."""
+    """On each edge of the concave hull of (R, G) the winner's distribution is a multiple of the
+    target.
+    """
     p, q = (torch.tensor(np.array(case[side])) for side in ("draft", "target"))
     winner, expected = nested.plan(p, q, case["k"]).winner(p), torch.tensor(case["hull_r"])
-    # Among tokens the target never says the winner's law is free: none is accepted.
+    # Among tokens the target never says the winner's distribution is free: none is accepted.
     said = q > 0
     np.testing.assert_allclose(winner[said], np.array(case["hull_r"])[said], atol=1e-9)
     assert float(winner[~said].sum()) == pytest.approx(float(expected[~said].sum()), abs=1e-6)
@@ -210,7 +214,7 @@ def test_tables_and_heap_make_the_same_plan(pair, k, classes):
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(nested.DENSE_LIMIT, "cpu", limit)
             made[limit] = nested.plan(p, q, k, classes)
-            assert winner_law(made[limit], draft, k) == pytest.approx(
+            assert winner_probs(made[limit], draft, k) == pytest.approx(
                 made[limit].winner(p).numpy(), abs=1e-12
             )
     tables, heap = made.values()

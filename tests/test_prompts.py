@@ -115,7 +115,9 @@ def test_what_there_is_not(tokenizer: Tokenizer, change: dict, message: str) -> 
 
 
 def test_no_tokenizer() -> None:
-    with pytest.raises(TypeError, match=r"tokenizer: found Pair; give a tokenizers\.Tokenizer"):
+    with pytest.raises(
+        TypeError, match=r"tokenizer: found ModelPair; give a tokenizers\.Tokenizer"
+    ):
         prompts.load("sotu", load_pair())
 
 

@@ -52,7 +52,7 @@ def ratio_order(draft: Law, target: Law) -> np.ndarray:
 
 
 def edges(draft: Law, target: Law, order: np.ndarray) -> tuple[Law, Law]:
-    return tuple(np.append(0, np.cumsum(law[order])) for law in (draft, target))
+    return tuple(np.append(0, np.cumsum(probs[order])) for probs in (draft, target))
 
 
 def couple(winner: Law, target: Law) -> Law:
@@ -80,17 +80,17 @@ def test_both_reductions_keep_the_value_of_the_program():
         assert close(literal.acceptance, reduced.acceptance, 1e-9)
 
 
-@pytest.mark.parametrize("law", [IID(), WithoutReplacement(), TopM(1)])
-def test_the_optimum_is_a_cut_for_any_law_of_the_drafts(law):
+@pytest.mark.parametrize("probs", [IID(), WithoutReplacement(), TopM(1)])
+def test_the_optimum_is_a_cut_for_any_distribution_of_the_drafts(probs):
     for draft, target in pairs(8, 4):
         if (draft > 0).sum() < 3:
-            continue  # the program wants k drafts from laws that do not repeat
-        tokens, mass = law.tuples(torch.as_tensor(draft), 2)
+            continue  # the program wants k drafts from distributions that do not repeat
+        tokens, mass = probs.tuples(torch.as_tensor(draft), 2)
         inside = [
             mass.numpy() @ A[tokens.numpy()].all(axis=1) - target[A].sum() for A in subsets(4)
         ]
         assert close(
-            1 - max(inside), transport.solve_lp(draft, target, 2, law=law).acceptance, 1e-9
+            1 - max(inside), transport.solve_lp(draft, target, 2, drafting=probs).acceptance, 1e-9
         )
 
 
@@ -240,13 +240,17 @@ def test_the_root_lies_between_any_discount_and_its_other_bound():
 
 def test_theorem_2_by_listing_every_drafted_sequence():
     rng = np.random.default_rng(RNG_SEED)
-    drafts_law, target_law = rng.dirichlet(np.ones(2), size=(2, 7))  # one law per context
+    drafts_distribution, target_probs_at = rng.dirichlet(
+        np.ones(2), size=(2, 7)
+    )  # one distribution per context
     contexts = {
         c: i for i, c in enumerate(c for n in range(3) for c in itertools.product((0, 1), repeat=n))
     }
 
-    def follow(laws: np.ndarray, sequence: tuple[int, ...]) -> float:
-        return float(np.prod([laws[contexts[sequence[:i]]][y] for i, y in enumerate(sequence)]))
+    def follow(all_probs: np.ndarray, sequence: tuple[int, ...]) -> float:
+        return float(
+            np.prod([all_probs[contexts[sequence[:i]]][y] for i, y in enumerate(sequence)])
+        )
 
     for name in ("kseq", "optimal"):
         rule, text = verifiers.get(name), np.zeros((2, 2, 2))
@@ -255,21 +259,23 @@ def test_theorem_2_by_listing_every_drafted_sequence():
             if not alive or len(emitted) == 2:
                 for rest in itertools.product((0, 1), repeat=3 - len(emitted)):
                     whole = emitted + rest
-                    text[whole] += mass * follow(target_law, whole) / follow(target_law, emitted)
+                    text[whole] += (
+                        mass * follow(target_probs_at, whole) / follow(target_probs_at, emitted)
+                    )
                 return
             i = contexts[emitted]
             tokens = torch.tensor([[sequence[len(emitted)] for sequence in alive]])
-            law = rule.conditional(
-                torch.as_tensor(drafts_law[i]), torch.as_tensor(target_law[i]), tokens
+            probs = rule._given_drafts(
+                torch.as_tensor(drafts_distribution[i]), torch.as_tensor(target_probs_at[i]), tokens
             )[0]
-            for y, chance in enumerate(law.tolist()):
+            for y, chance in enumerate(probs.tolist()):
                 left = [sequence for sequence in alive if sequence[len(emitted)] == y]
                 go(left, (*emitted, y), mass * chance)
 
         sequences = list(itertools.product((0, 1), repeat=2))
         for drafted in itertools.product(sequences, repeat=3):
-            go(list(drafted), (), np.prod([follow(drafts_law, s) for s in drafted]))
-        wanted = [follow(target_law, s) for s in itertools.product((0, 1), repeat=3)]
+            go(list(drafted), (), np.prod([follow(drafts_distribution, s) for s in drafted]))
+        wanted = [follow(target_probs_at, s) for s in itertools.product((0, 1), repeat=3)]
         assert close(text.ravel(), wanted)
 
 
@@ -277,11 +283,11 @@ def test_theorem_2_by_listing_every_drafted_sequence():
 
 
 def random_winner(draft: Law, k: int, rng: np.random.Generator) -> Law:
-    """The law of a winner that is chosen by chance, differently for every tuple."""
-    law = np.zeros(len(draft))
+    """The distribution of a winner that is chosen by chance, differently for every tuple."""
+    probs = np.zeros(len(draft))
     for drafts, mass in tuples(draft, k):
-        np.add.at(law, list(drafts), mass * rng.dirichlet(np.full(k, 0.3)))
-    return law
+        np.add.at(probs, list(drafts), mass * rng.dirichlet(np.full(k, 0.3)))
+    return probs
 
 
 def test_a_rule_is_a_winner_and_a_coupling():
@@ -291,15 +297,15 @@ def test_a_rule_is_a_winner_and_a_coupling():
         assert close(couple(winner, target), target)  # (a)
         assert np.all(subsets(4) @ winner >= (subsets(4) @ draft) ** 3 - 1e-12)
         assert close(transport.solve_lp(draft, winner, 3).acceptance, 1, 1e-9)  # (c)
-        rule, law = verifiers.get("kseq"), np.zeros(4)  # (b), for K-SEQ
+        rule, probs = verifiers.get("kseq"), np.zeros(4)  # (b), for K-SEQ
         for drafts, mass in tuples(draft, 3):
-            chance = rule.conditional(
+            chance = rule._given_drafts(
                 *map(torch.as_tensor, (draft, target)), torch.tensor([drafts])
             )[0]
             inside = np.where(np.isin(np.arange(4), drafts), chance.numpy(), 0)
-            law += mass * inside
-            law[drafts[0]] += mass * (1 - inside.sum())
-        assert np.minimum(law, target).sum() >= rule.acceptance(draft, target, 3) - 1e-9
+            probs += mass * inside
+            probs[drafts[0]] += mass * (1 - inside.sum())
+        assert np.minimum(probs, target).sum() >= rule.acceptance(draft, target, 3) - 1e-9
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
@@ -343,8 +349,8 @@ def times(U: Law, T: Law, k: int) -> Law:
     return np.array([0.0, *(max(0.0, 1 - s) for s in least)])
 
 
-def nested_law(U: Law, k: int, tau: Law) -> Law:
-    """The winner's cumulative law at the edges: chords of u^k, averaged over Z exactly."""
+def nested_winner(U: Law, k: int, tau: Law) -> Law:
+    """The winner's cumulative distribution at the edges: chords of u^k, averaged over Z exactly."""
     levels = np.unique(tau)
     total = np.zeros(len(U))
     for level, weight in zip(levels, np.diff(np.append(levels, 1.0)), strict=True):
@@ -356,25 +362,25 @@ def nested_law(U: Law, k: int, tau: Law) -> Law:
 def enumerated_winner(draft: Law, class_of: np.ndarray, tau: Law, k: int) -> Law:
     levels = np.unique(tau)
     weights = np.diff(np.append(levels, 1.0))
-    law = np.zeros(len(draft))
+    probs = np.zeros(len(draft))
     for drafts, mass in tuples(draft, k):
         for level, weight in zip(levels, weights, strict=True):
             pool = np.cumsum(tau <= level)[class_of[list(drafts)]]
             top = pool == pool.max()
-            np.add.at(law, list(drafts), mass * weight * top / top.sum())
-    return law
+            np.add.at(probs, list(drafts), mass * weight * top / top.sum())
+    return probs
 
 
-def test_a_pooled_rule_has_a_chord_for_its_law():
+def test_a_pooled_rule_has_a_chord_for_its_distribution():
     rng = np.random.default_rng(RNG_SEED)
     for draft, _ in pairs(12, 5):
         draft = (draft + 0.05) / (draft + 0.05).sum()
         U = np.append(0, np.cumsum(draft))
         tau = np.where(rng.random(5) < 0.5, 0.0, 1.0)
         tau[0] = 0
-        law = enumerated_winner(draft, np.arange(5), tau, 3)
+        probs = enumerated_winner(draft, np.arange(5), tau, 3)
         active = np.append(np.flatnonzero(tau == 0), 5)
-        assert close(np.cumsum(law), np.interp(U, U[active], U[active] ** 3)[1:])
+        assert close(np.cumsum(probs), np.interp(U, U[active], U[active] ** 3)[1:])
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -387,7 +393,7 @@ def test_every_possible_winner_is_a_nested_one(k):
             order = used[np.argsort(wanted[used] / draft[used], kind="stable")]
             U, T = edges(draft, wanted, order)
             tau = times(U, T, k)
-            assert close(nested_law(U, k, tau), T, 1e-10)
+            assert close(nested_winner(U, k, tau), T, 1e-10)
             class_of = np.zeros(5, dtype=int)
             class_of[order] = np.arange(len(order))
             assert close(enumerated_winner(draft, class_of, tau, k), wanted, 1e-10)
@@ -421,8 +427,8 @@ def test_removal_finds_the_times_and_so_does_the_package():
         tau = times(U, T, k)
         tied += len(np.unique(tau.round(9))) < len(tau) - 1
         assert close(removal(U, T, k), tau, 1e-8)
-        # Where two edges are tied to rounding either may come first; the law decides.
-        assert close(nested_law(U, k, made.activation.numpy()), T, 1e-10)
+        # Where two edges are tied to rounding either may come first; the distribution decides.
+        assert close(nested_winner(U, k, made.activation.numpy()), T, 1e-10)
     assert tied > 0
 
 
@@ -437,18 +443,18 @@ def test_any_classes_and_any_times_keep_the_output_exact(k):
         tau = np.array([0.0, *rng.random(2)])
         mass = np.bincount(class_of, draft, 3)
         U = np.append(0, np.cumsum(mass))
-        share = np.diff(nested_law_with_empty(U, k, tau)) / np.where(mass > 0, mass, 1)
+        share = np.diff(nested_winner_with_empty(U, k, tau)) / np.where(mass > 0, mass, 1)
         winner = share[class_of] * draft
         assert close(enumerated_winner(draft, class_of, tau, k), winner)
         assert close(couple(winner, target), target)
 
 
-def nested_law_with_empty(U: Law, k: int, tau: Law) -> Law:
-    """As `nested_law`, for classes that may be empty: equal edges are one point."""
+def nested_winner_with_empty(U: Law, k: int, tau: Law) -> Law:
+    """As `nested_winner`, for classes that may be empty: equal edges are one point."""
     distinct, first = np.unique(U.round(15), return_index=True)
     merged = [tau[(U[:-1].round(15) == u)].min() for u in distinct[:-1]]
-    law = nested_law(U[first], k, np.array(merged))
-    return np.interp(U, U[first], law)
+    probs = nested_winner(U[first], k, np.array(merged))
+    return np.interp(U, U[first], probs)
 
 
 def test_what_bins_can_cost():
@@ -457,7 +463,7 @@ def test_what_bins_can_cost():
         for classes in (5, 8, 16):
             made = nested.plan(p, q, k, classes)
             class_of = made.class_of.numpy()
-            drafted, wanted = (np.bincount(class_of, law, classes) for law in (draft, target))
+            drafted, wanted = (np.bincount(class_of, probs, classes) for probs in (draft, target))
             spread = np.divide(wanted, drafted, where=drafted > 0, out=np.zeros(classes))
             even = np.where(draft > 0, spread[class_of] * draft, target)
             reached = np.minimum(made.winner(p).numpy(), target).sum()

@@ -228,7 +228,7 @@ def test_batches_fit_the_memory_that_is_assumed():
         config = models.TransformerConfig(vocab_size, 576, 30, 9, 3, 1536, 2048)
 
     model = Model(1, 1)
-    pair = models.Pair("large", model, model, None)
+    pair = models.ModelPair("large", model, model, None)
     device = torch.device("cpu")
     sizes = [table1.batch_size(pair, table1.grid((k,), (8,)), device, 99) for k in (1, 8, 16)]
     assert sizes == sorted(sizes, reverse=True) and 1 <= sizes[-1] < sizes[0] <= 16

@@ -1,4 +1,6 @@
-"""Temperature, top-k and top-p: the law that a token is drawn from, and that the text then follows."""
+"""Temperature, top-k and top-p: the distribution that a token is drawn from, and that the text then
+follows.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from decoding_rules import WRONG, decoding_rules
 from tiny_models import make_pair
 
 from spectr_lite.decoding import generate
-from spectr_lite.decoding.enumeration import block_law, joint_law
+from spectr_lite.decoding.enumeration import block_distribution, joint_distribution
 from spectr_lite.decoding.sampling import Sampling
 from spectr_lite.models.markov import MarkovModel, worked_pair
 from spectr_lite.stats import chi_square
@@ -41,49 +43,49 @@ def warped(logits, sampling):
 
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_laws_are_those_of_transformers(sampling, dtype):
+def test_distributions_are_those_of_transformers(sampling, dtype):
     logits = torch.randn(50, 40, generator=torch.Generator().manual_seed(0), dtype=dtype) * 2
     tied = (logits * 2).round() / 2  # many ties, at the edge of what is kept too
     tied[0] = 0
     logits[1, 5:] = -torch.inf
-    torch.testing.assert_close(sampling.law(logits), warped(logits.clone(), sampling))
+    torch.testing.assert_close(sampling.probs(logits), warped(logits.clone(), sampling))
     # Which of the tied tokens stay is left open there; how many do is not.
-    found, expected = sampling.law(tied), warped(tied.clone(), sampling)
+    found, expected = sampling.probs(tied), warped(tied.clone(), sampling)
     torch.testing.assert_close(found.sort(-1).values, expected.sort(-1).values)
 
 
 def test_ties_by_hand():
-    law = torch.tensor([0.3, 0.2, 0.2, 0.2, 0.1], dtype=torch.float64)
+    probs = torch.tensor([0.3, 0.2, 0.2, 0.2, 0.1], dtype=torch.float64)
     kept = [(Sampling(top_k=2), [0, 1, 2, 3]), (Sampling(top_p=0.45), [0, 1]),
             (Sampling(top_p=0.65), [0, 1, 2]), (Sampling(top_k=1), [0])]  # fmt: skip
     for sampling, tokens in kept:
-        found = sampling.law(law.log())
+        found = sampling.probs(probs.log())
         assert found.nonzero()[:, 0].tolist() == tokens
-        torch.testing.assert_close(found[tokens], law[tokens] / law[tokens].sum())
+        torch.testing.assert_close(found[tokens], probs[tokens] / probs[tokens].sum())
 
 
-def test_low_precision_logits_give_float32_laws():
+def test_low_precision_logits_give_float32_distributions():
     logits = torch.randn(4, 100).to(torch.bfloat16)
     for sampling in SETTINGS:
-        law = sampling.law(logits)
-        assert law.dtype == torch.float32
-        torch.testing.assert_close(law.sum(-1), torch.ones(4))
+        probs = sampling.probs(logits)
+        assert probs.dtype == torch.float32
+        torch.testing.assert_close(probs.sum(-1), torch.ones(4))
 
 
 def truncated(model, sampling):
-    """The Markov chain of the truncated laws, built with NumPy's sort."""
+    """The Markov chain of the truncated distributions, built with NumPy's sort."""
     rows = []
-    for row in model.laws:
-        law = row ** (1 / sampling.temperature)
-        law = law / law.sum()
-        order = np.argsort(-law, kind="stable")
-        ordered = law[order]
-        least = ordered[min(sampling.top_k or len(law), len(law)) - 1]
+    for row in model.probs:
+        probs = row ** (1 / sampling.temperature)
+        probs = probs / probs.sum()
+        order = np.argsort(-probs, kind="stable")
+        ordered = probs[order]
+        least = ordered[min(sampling.top_k or len(probs), len(probs)) - 1]
         share = np.where(ordered < least * (1 - 1e-12), 0, ordered)
         share = (share / share.sum()).cumsum()
         count = 1 + int((share < min(sampling.top_p or 1, share[-1]) - 1e-12).sum())
-        kept = np.zeros_like(law)
-        kept[order[:count]] = law[order[:count]]
+        kept = np.zeros_like(probs)
+        kept[order[:count]] = probs[order[:count]]
         rows.append(kept / kept.sum())
     return MarkovModel(rows[:-1], rows[-1])
 
@@ -95,24 +97,26 @@ def chain(seed):
 
 
 def as_the_loop_sees(model, sampling):
-    """prefix -> law, from the model's logits through `Sampling`, without the start token's id."""
+    """prefix -> distribution, from the model's logits through `Sampling`, without the start token's
+    id.
+    """
 
-    def law(prefix):
+    def probs(prefix):
         token = prefix[-1] if prefix else model.start_token
         logits = model(torch.tensor([[token]]))[0, 0]
-        return sampling.law(logits)[: model.start_token].numpy()
+        return sampling.probs(logits)[: model.start_token].numpy()
 
-    return law
+    return probs
 
 
 @pytest.mark.parametrize("sampling", [Sampling(0.6, 3, 0.9), Sampling(1.4, 2)], ids=str)
 @pytest.mark.parametrize(("name", "num_drafts"), list(decoding_rules()))
-def test_the_block_has_the_truncated_target_law(name, num_drafts, sampling):
+def test_the_block_has_the_truncated_target_distribution(name, num_drafts, sampling):
     target, draft = chain(1), chain(2)
-    laws = [as_the_loop_sees(model, sampling) for model in (target, draft)]
-    expected = joint_law(truncated(target, sampling).next_law, 3, (0,))
+    all_probs = [as_the_loop_sees(model, sampling) for model in (target, draft)]
+    expected = joint_distribution(truncated(target, sampling).next_probs, 3, (0,))
     assert (expected == 0).any()
-    found = block_law(*laws, name, num_drafts, 2, context=(0,))
+    found = block_distribution(*all_probs, name, num_drafts, 2, context=(0,))
     assert np.abs(found - expected).max() < 1e-12
 
 
@@ -126,11 +130,11 @@ def test_the_text_follows_the_truncated_target(rule, sampling):
     target, draft = worked_pair()
     run = generate(target, draft, [[3]] * 8000, verifier=rule, num_drafts=3, draft_length=2,
                    max_new_tokens=3, generator=3, **vars(sampling))  # fmt: skip
-    law = joint_law(truncated(target, sampling).next_law, 3)
-    counts = np.zeros_like(law, dtype=int)
+    probs = joint_distribution(truncated(target, sampling).next_probs, 3)
+    counts = np.zeros_like(probs, dtype=int)
     np.add.at(counts, tuple(np.array(run.tokens).T), 1)
-    assert (counts[law == 0].sum() == 0) and (law == 0).any()
-    p_value = chi_square(counts[law > 0], law[law > 0]).p_value
+    assert (counts[probs == 0].sum() == 0) and (probs == 0).any()
+    p_value = chi_square(counts[probs > 0], probs[probs > 0]).p_value
     assert (p_value > FALSE_ALARM) == isinstance(rule, str)
 
 

@@ -49,10 +49,10 @@ def folder(tmp_path):
 
 def test_only_the_listed_tokens_are_proposed(folder, target):
     draft = load_narrow(folder, target)
-    law = draft(torch.tensor([[3, 5, 19]])).softmax(-1)
-    assert law.shape == (1, 3, 20)
-    torch.testing.assert_close(law.sum(-1), torch.ones(1, 3))
-    assert (law[0, 0] > 0).nonzero().flatten().tolist() == PROPOSED
+    probs = draft(torch.tensor([[3, 5, 19]])).softmax(-1)
+    assert probs.shape == (1, 3, 20)
+    torch.testing.assert_close(probs.sum(-1), torch.ones(1, 3))
+    assert (probs[0, 0] > 0).nonzero().flatten().tolist() == PROPOSED
 
 
 def test_the_embedding_is_the_targets_own_tensor(folder, target):
@@ -71,7 +71,7 @@ def test_it_takes_the_dtype_of_the_target(folder, target):
 @pytest.mark.parametrize("loader", [load_narrow, load_trigram])
 @pytest.mark.parametrize("verifier", ["kseq", "optimal"])
 def test_it_drafts_for_the_loop(folder, target, loader, verifier):
-    """With zeros in the draft law the rule still accepts no more than it may."""
+    """With zeros in the way of drafting the rule still accepts no more than it may."""
     draft = loader(folder, target)
     found = generate(
         target,
@@ -140,6 +140,6 @@ def test_acceptance_on_the_prompts(smollm2_target, name, least):
     draft = smollm2.DRAFTS[name](target)
     tokens = torch.tensor(prompts.load("sotu", tokenizer, count=8).tokens)
     with torch.no_grad():
-        laws = [model(tokens).softmax(-1) for model in (target, draft)]
-    found = torch.minimum(*laws).sum(-1).mean().item()
+        all_probs = [model(tokens).softmax(-1) for model in (target, draft)]
+    found = torch.minimum(*all_probs).sum(-1).mean().item()
     assert math.isfinite(found) and found > least

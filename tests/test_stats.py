@@ -39,17 +39,17 @@ def test_chi_square_by_hand():
 
 
 def test_small_cells_are_pooled():
-    counts, law = [960, 20, 10, 6, 4, 0], [0.96, 0.02, 0.01, 0.006, 0.004, 0]
-    assert chi_square(counts, law).degrees == 3  # 960, 20, 10 and the rest together
-    assert chi_square(counts, law).statistic == pytest.approx(0, abs=1e-20)
+    counts, probs = [960, 20, 10, 6, 4, 0], [0.96, 0.02, 0.01, 0.006, 0.004, 0]
+    assert chi_square(counts, probs).degrees == 3  # 960, 20, 10 and the rest together
+    assert chi_square(counts, probs).statistic == pytest.approx(0, abs=1e-20)
     assert chi_square([980, 16, 4], [0.98, 0.017, 0.003]).degrees == 1  # 3 + 17: one more joins
 
 
-def test_p_values_are_uniform_under_the_law():
+def test_p_values_are_uniform_under_the_distribution():
     rng = np.random.default_rng(1)
-    law = rng.dirichlet(np.full(40, 0.3))
-    counts = rng.multinomial(2000, law, size=1000)
-    p_values = np.array([chi_square(row, law).p_value for row in counts])
+    probs = rng.dirichlet(np.full(40, 0.3))
+    counts = rng.multinomial(2000, probs, size=1000)
+    p_values = np.array([chi_square(row, probs).p_value for row in counts])
     assert abs((p_values < 0.05).mean() - 0.05) < 5 * (0.05 * 0.95 / 1000) ** 0.5
 
 
@@ -58,13 +58,13 @@ def test_an_impossible_count_rejects():
 
 
 @pytest.mark.parametrize(
-    ("counts", "law", "message"),
+    ("counts", "probs", "message"),
     [
         ([1, 2], [0.5, 0.25, 0.25], "same shape"),
         ([10, 10], [0.5, 0.4], "sum to 1"),
         ([1, 2], [0.5, 0.5], "too few"),
     ],
 )
-def test_counts_are_checked(counts, law, message):
+def test_counts_are_checked(counts, probs, message):
     with pytest.raises(ValueError, match=message):
-        chi_square(counts, law)
+        chi_square(counts, probs)

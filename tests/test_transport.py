@@ -69,9 +69,9 @@ def random_pairs(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return made
 
 
-def check_result(result, draft, target, k, law) -> None:
+def check_result(result, draft, target, k, drafting) -> None:
     """The plan has the right marginals, and it and its cut are worth what is claimed."""
-    tokens, mass = law.tuples(torch.tensor(draft), k)
+    tokens, mass = drafting.tuples(torch.tensor(draft), k)
     drawn = np.zeros((len(draft),) * k)
     drawn[tuple(tokens.numpy().T)] = mass
     assert (result.plan >= 0).all()
@@ -86,8 +86,8 @@ def check_result(result, draft, target, k, law) -> None:
     assert cut == pytest.approx(result.acceptance, abs=1e-9)
 
 
-def possible(draft: np.ndarray, k: int, law) -> bool:
-    return bool((law.tuples(torch.tensor(draft), k)[0] >= 0).all())
+def possible(draft: np.ndarray, k: int, drafting) -> bool:
+    return bool((drafting.tuples(torch.tensor(draft), k)[0] >= 0).all())
 
 
 # --- the program against the formula: more than 500 fixed instances, and those hypothesis makes ---
@@ -111,17 +111,17 @@ def test_random_pairs(formulation, count):
         check_result(result, draft, target, k, IID())
 
 
-@pytest.mark.parametrize("law", [WithoutReplacement(), TopM(1), TopM(2), TopM(7)], ids=str)
-def test_other_draft_laws(law):
+@pytest.mark.parametrize("drafting", [WithoutReplacement(), TopM(1), TopM(2), TopM(7)], ids=str)
+def test_other_draft_distributions(drafting):
     solved = 0
     for index, (draft, target) in enumerate([*awkward_pairs(), *random_pairs(40, seed=2)]):
         k = 1 + index % 3
-        if not possible(draft, k, law):
+        if not possible(draft, k, drafting):
             continue
-        result = solve_lp(draft, target, k, law=law)
-        best = optimal_acceptance(draft, target, k, law=law)
+        result = solve_lp(draft, target, k, drafting=drafting)
+        best = optimal_acceptance(draft, target, k, drafting=drafting)
         assert result.acceptance == pytest.approx(best, abs=1e-9)
-        check_result(result, draft, target, k, law)
+        check_result(result, draft, target, k, drafting)
         solved += 1
     assert solved >= 35
 
@@ -145,19 +145,21 @@ def test_any_pair(pair, k):
 
 
 @given(pair=pairs(max_vocabulary=5), k=st.integers(1, 9))
-@pytest.mark.parametrize("law", [IID(), WithoutReplacement(), TopM(1), TopM(3)], ids=str)
-def test_no_set_is_worse_than_the_worst_prefix(law, pair, k):
+@pytest.mark.parametrize("drafting", [IID(), WithoutReplacement(), TopM(1), TopM(3)], ids=str)
+def test_no_set_is_worse_than_the_worst_prefix(drafting, pair, k):
     """k > V included."""
     draft, target = pair
-    k = min(k, 5) if law == IID() else k
-    tokens, mass = law.tuples(torch.tensor(draft), k)
+    k = min(k, 5) if drafting == IID() else k
+    tokens, mass = drafting.tuples(torch.tensor(draft), k)
     tokens, mass = tokens.numpy(), mass.numpy()
     worst = 0.0
     for size in range(1, len(draft) + 1):
         for chosen in itertools.combinations(range(len(draft)), size):
             inside = mass[np.isin(tokens, [*chosen, -1]).all(-1)].sum()
             worst = max(worst, inside - target[list(chosen)].sum())
-    assert optimal_acceptance(draft, target, k, law=law) == pytest.approx(1 - worst, abs=1e-11)
+    assert optimal_acceptance(draft, target, k, drafting=drafting) == pytest.approx(
+        1 - worst, abs=1e-11
+    )
 
 
 @given(pair=pairs(max_vocabulary=7), k=st.integers(1, 12))
@@ -174,7 +176,7 @@ def test_more_drafts_and_fewer_repeats_never_hurt(pair):
     assert all(a <= b + 1e-12 for a, b in itertools.pairwise(values))
     assert values[0] == pytest.approx(np.minimum(*pair).sum(), abs=1e-12)
     for k, value in ((1, values[0]), (2, values[1]), (5, values[3])):
-        assert optimal_acceptance(*pair, k, law=WithoutReplacement()) >= value - 1e-10
+        assert optimal_acceptance(*pair, k, drafting=WithoutReplacement()) >= value - 1e-10
 
 
 def test_many_drafts_reach_all_the_target_can_share():
@@ -188,11 +190,11 @@ def test_many_drafts_reach_all_the_target_can_share():
 def test_batches_and_kinds():
     rows = [D.dirichlet(6, seed=seed) for seed in range(4)]
     draft, target = (np.stack(side).reshape(2, 2, 6) for side in zip(*rows, strict=True))
-    for law in (IID(), WithoutReplacement(), TopM(2)):
-        batch = optimal_acceptance(draft, target, 3, law=law)
-        single = [optimal_acceptance(p, q, 3, law=law) for p, q in rows]
+    for way in (IID(), WithoutReplacement(), TopM(2)):
+        batch = optimal_acceptance(draft, target, 3, drafting=way)
+        single = [optimal_acceptance(p, q, 3, drafting=way) for p, q in rows]
         np.testing.assert_allclose(batch.ravel(), single, atol=1e-14)
-        tensors = optimal_acceptance(torch.tensor(draft), torch.tensor(target), 3, law=law)
+        tensors = optimal_acceptance(torch.tensor(draft), torch.tensor(target), 3, drafting=way)
         np.testing.assert_allclose(tensors.numpy(), batch, atol=1e-14)
     lists = (side.tolist() for side in rows[0])
     assert optimal_acceptance(*lists, 3) == optimal_acceptance(*rows[0], 3)
@@ -220,7 +222,7 @@ def test_reference_optimum(case):
 
 
 @pytest.mark.parametrize("index", range(len(VERIFIERS)))
-def test_reference_optimum_under_every_law(index):
+def test_reference_optimum_under_every_distribution(index):
     case = VERIFIERS[index]
     draft, target, k = np.array(case["draft"]), np.array(case["target"]), case["k"]
     best = optimal_acceptance(draft, target, k)
@@ -230,11 +232,11 @@ def test_reference_optimum_under_every_law(index):
     if case.get("lp_iid") is not None:
         assert solve_lp(draft, target, k).acceptance == pytest.approx(case["lp_iid"], abs=1e-9)
     if case.get("alpha_star_wor") is not None:
-        value = optimal_acceptance(draft, target, k, law=WithoutReplacement())
+        value = optimal_acceptance(draft, target, k, drafting=WithoutReplacement())
         assert value == pytest.approx(case["alpha_star_wor"], abs=1e-9)
     for m, expected in (case.get("hybrid") or {}).items():
-        law = TopM(int(m)) if int(m) else IID()
-        value = optimal_acceptance(draft, target, k, law=law)
+        drafting = TopM(int(m)) if int(m) else IID()
+        value = optimal_acceptance(draft, target, k, drafting=drafting)
         assert value == pytest.approx(expected, abs=1e-9)
 
 
@@ -283,10 +285,10 @@ def test_bad_arguments(arguments, error, message):
         solve_lp(**{"draft": draft, "target": target, "k": 2, **arguments})
 
 
-def test_a_law_that_runs_out_of_tokens_has_no_plan():
+def test_a_distribution_that_runs_out_of_tokens_has_no_plan():
     with pytest.raises(ValueError, match=r"k: under .* fewer than 3 tokens"):
-        solve_lp(*D.bernoulli(0.3, 0.6), 3, law=WithoutReplacement())
-    assert optimal_acceptance(*D.bernoulli(0.3, 0.6), 3, law=WithoutReplacement()) == 1
+        solve_lp(*D.bernoulli(0.3, 0.6), 3, drafting=WithoutReplacement())
+    assert optimal_acceptance(*D.bernoulli(0.3, 0.6), 3, drafting=WithoutReplacement()) == 1
 
 
 def test_worst_set_wants_one_pair():
@@ -295,7 +297,9 @@ def test_worst_set_wants_one_pair():
 
 
 def test_bytes_alone_limit_the_program():
-    """More tuples than an enumeration of laws may list, and still far from the limit in bytes."""
+    """More tuples than an enumeration of distributions may list, and still far from the limit in
+    bytes.
+    """
     draft, target = D.zipf(180)
     assert drafting.ENUMERATION_LIMIT < 180**3 and transport.lp_bytes(180, 2) < 2**28
     found = transport.solve_lp(draft, target, 2)

@@ -1,4 +1,6 @@
-"""Models for tests of the loop: random weights, and laws that depend on all of their context."""
+"""Models for tests of the loop: random weights, and distributions that depend on all of their
+context.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import at
+from spectr_lite.distributions import probability_of
 from spectr_lite.verifiers import Verifier
 from spectr_lite.verifiers.kseq import optimal_rho, residual
 
@@ -16,19 +16,19 @@ from spectr_lite.verifiers.kseq import optimal_rho, residual
 def one_after_another(
     draft: Tensor, target: Tensor, tokens: Tensor, rho: Tensor, left: Tensor
 ) -> Tensor:
-    """K-SEQ's law of Y for a given rho and last resort; shape (..., V)."""
-    scaled = rho.unsqueeze(-1) * at(draft, tokens)
-    accept = torch.where(scaled > 0, at(target, tokens) / scaled, 0.0).clamp_max(1)
+    """K-SEQ's distribution of Y for a given rho and last resort; shape (..., V)."""
+    scaled = rho.unsqueeze(-1) * probability_of(draft, tokens)
+    accept = torch.where(scaled > 0, probability_of(target, tokens) / scaled, 0.0).clamp_max(1)
     reached = torch.cumprod(1 - accept, -1)
     first = accept * torch.cat([torch.ones_like(reached[..., :1]), reached[..., :-1]], -1)
-    law = reached[..., -1:] * left / left.sum(-1, keepdim=True)
-    return law.scatter_add(-1, tokens.clamp_min(0).expand_as(first), first)
+    probs = reached[..., -1:] * left / left.sum(-1, keepdim=True)
+    return probs.scatter_add(-1, tokens.clamp_min(0).expand_as(first), first)
 
 
 class Deduplicated(Verifier):
     """Tests each distinct draft once, with the parameters for all k."""
 
-    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+    def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         same = tokens.unsqueeze(-1) == tokens.unsqueeze(-2)
         repeated = same.tril(-1).any(-1)
         k = (tokens >= 0).sum(-1)
@@ -40,7 +40,7 @@ class Deduplicated(Verifier):
 class RhoOne(Verifier):
     """No discount: tests every draft as if it were the only one."""
 
-    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+    def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         rho = torch.ones(tokens.shape[:-1], dtype=torch.float64)
         return one_after_another(draft, target, tokens, rho, (target - draft).clamp_min(0))
 
@@ -48,7 +48,7 @@ class RhoOne(Verifier):
 class PlainResidual(Verifier):
     """The right rho, and the residual of a single draft."""
 
-    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+    def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         rho = optimal_rho(draft, target, (tokens >= 0).sum(-1))
         return one_after_another(draft, target, tokens, rho, (target - draft).clamp_min(0))
 
@@ -56,7 +56,7 @@ class PlainResidual(Verifier):
 class StaleCount(Verifier):
     """Parameters for three drafts, whatever number is still alive."""
 
-    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+    def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         k = torch.full(tokens.shape[:-1], 3)
         rho = optimal_rho(draft, target, k)
         return one_after_another(draft, target, tokens, rho, residual(draft, target, rho, k))

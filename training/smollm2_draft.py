@@ -9,7 +9,8 @@ r"""Distil a draft for SmolLM2-135M on text that the model itself wrote.
 The last one goes on from the draft in the package, on fresh text, on a GPU.
 
 Stages
-    sample   the teacher writes text; its last hidden states are kept, so that later its laws cost
+    sample   the teacher writes text; its last hidden states are kept, so that later its
+    distributions cost
              one matrix product
     shapes   a short training of each of SHAPES on the same tokens: acceptance and multiply-adds
     train    the draft of `--shape` for `--tokens`: forward KL, then total variation
@@ -141,7 +142,7 @@ def beginnings(ids: list[list[int]], rows: int, prompt: int, generator: torch.Ge
 def write_text(
     model: Transformer, forced: Tensor, length: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Text sampled at temperature 1, and what the teacher's laws on it can be rebuilt from.
+    """Text sampled at temperature 1, and what the teacher's distributions on it can be rebuilt from.
 
     tokens (R, N) int32; hidden (R, N - 1, width) float16, what the head reads after each token;
     log_normaliser (R, N - 1) float32, log sum exp of the logits.
@@ -280,7 +281,7 @@ def new_draft(shape: Shape, teacher: Transformer, text: Text, seed: int) -> Tran
     else:
         torch.manual_seed(seed)
         draft = NarrowDraft(shape.config, vectors.shape[1], shape.proposed)
-        frequency = mean_law(text[torch.arange(0, len(text.tokens), 16)], vectors)
+        frequency = mean_probs(text[torch.arange(0, len(text.tokens), 16)], vectors)
         proposed = frequency.topk(shape.proposed).indices.sort().values
         axes = torch.linalg.eigh(vectors.T @ vectors).eigenvectors[:, -shape.width :]
         read, write = vectors @ axes, vectors[proposed] @ axes
@@ -296,8 +297,8 @@ def new_draft(shape: Shape, teacher: Transformer, text: Text, seed: int) -> Tran
 
 
 @torch.no_grad()
-def mean_law(text: Text, rows: Tensor) -> Tensor:
-    """(V,) the teacher's law, averaged over the places of `text`."""
+def mean_probs(text: Text, rows: Tensor) -> Tensor:
+    """(V,) the teacher's distribution, averaged over the places of `text`."""
     rows, total = rows.bfloat16(), torch.zeros(len(rows), device=rows.device)
     for hidden, normaliser in zip(text.hidden, text.log_normaliser, strict=True):
         logits = F.linear(hidden.to(rows), rows).float()
@@ -317,25 +318,26 @@ def loss_and_slope(
 ) -> tuple[Tensor, Tensor]:
     """The loss summed over rows, and its derivative by the logits.
 
-    With q the teacher's law on the proposed tokens, of mass <= 1 there, and p = softmax(logits):
+    With q the teacher's distribution on the proposed tokens, of mass <= 1 there, and p =
+    softmax(logits):
         KL:                sum q log(q / p),     slope  p sum(q) - q
         if `final`, TV:    1 - sum min(p, q),    slope  p (sum_{p < q} p - [p < q])
     """
     logits = logits.float() if bias is None else logits.float() + bias
-    log_law = teacher_logits.float() - normaliser[:, None]
-    draft, law = logits.softmax(-1), log_law.exp()
+    log_probs = teacher_logits.float() - normaliser[:, None]
+    draft, law = logits.softmax(-1), log_probs.exp()
     if final:
         short = (draft < law).float()
         value = (1 - torch.minimum(draft, law).sum(-1)).sum()
         slope = draft * ((draft * short).sum(-1, keepdim=True) - short)
     else:
-        value = (law * (log_law - logits.log_softmax(-1))).sum()
+        value = (law * (log_probs - logits.log_softmax(-1))).sum()
         slope = draft * law.sum(-1, keepdim=True) - law
     return value, slope.bfloat16()
 
 
 class HeadLoss(torch.autograd.Function):
-    """Mean loss over tokens, of both heads and their laws chunk by chunk.
+    """Mean loss over tokens, of both heads and their distributions chunk by chunk.
 
     The logits of a whole batch are never held: they would be far larger than all that trains.
     """

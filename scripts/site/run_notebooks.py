@@ -64,7 +64,8 @@ def build_wheel() -> Path:
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, folder)
         unwanted = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / "spectr_lite", Path(folder) / "spectr_lite", ignore=unwanted)
+        for name in ("spectr_lite", "spectr_experiments"):
+            shutil.copytree(ROOT / name, Path(folder) / name, ignore=unwanted)
         pip("wheel", "--no-deps", "--wheel-dir", str(out), folder)
     return next(out.glob("*.whl"))
 

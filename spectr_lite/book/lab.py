@@ -1,4 +1,4 @@
-"""The transport lab in a notebook: two laws to move, every rule beside the optimum.
+"""The transport lab in a notebook: two distributions to move, every rule beside the optimum.
 
 from spectr_lite.book import lab
 lab.explore()                 sliders; needs ipywidgets (Colab has it; elsewhere pip install ipywidgets)
@@ -38,7 +38,7 @@ def acceptances(draft: ArrayLike, target: ArrayLike) -> dict[str, list[float]]:
 
 
 def figure(draft: ArrayLike, target: ArrayLike, k: int = 2) -> Figure:
-    """The two laws, acceptance against k, K-SEQ's residual and the nested pools, for one pair (V,).
+    """Both distributions, acceptance against k, K-SEQ's residual and the nested pools of a pair (V,).
 
     Raises ValueError for bad distributions, a batch, more than 16 tokens, or k outside 1 to 16.
     """
@@ -51,19 +51,19 @@ def figure(draft: ArrayLike, target: ArrayLike, k: int = 2) -> Figure:
     if check_count(k, "k") > MOST_DRAFTS:
         raise ValueError(f"k: found {k}. The lab shows 1 to {MOST_DRAFTS} drafts.")
     p, q = pair.draft.double(), pair.target.double()
-    made, ((laws, curves), (parts, pools)) = plt.subplots(2, 2, figsize=(9, 6.2))
-    _draw_laws(laws, p.numpy(), q.numpy())
+    made, ((distributions, curves), (parts, pools)) = plt.subplots(2, 2, figsize=(9, 6.2))
+    _draw_pair(distributions, p.numpy(), q.numpy())
     _draw_curves(curves, acceptances(p.numpy(), q.numpy()), k)
     _draw_kseq(parts, p, q, k)
     _draw_pools(pools, p, q, k)
     return made
 
 
-def _draw_laws(axis: Axes, p: np.ndarray, q: np.ndarray) -> None:
+def _draw_pair(axis: Axes, p: np.ndarray, q: np.ndarray) -> None:
     tokens = np.arange(len(p))
-    for law, name, shift in ((p, "draft", -0.2), (q, "target", 0.2)):
-        axis.bar(tokens + shift, law, 0.36, color=COLORS[name], label=LABELS[name])
-    axis.set(title="two laws", ylim=(0, max(p.max(), q.max()) * 1.3))
+    for probs, name, shift in ((p, "draft", -0.2), (q, "target", 0.2)):
+        axis.bar(tokens + shift, probs, 0.36, color=COLORS[name], label=LABELS[name])
+    axis.set(title="two distributions", ylim=(0, max(p.max(), q.max()) * 1.3))
     axis.set_xticks(tokens, LETTERS[: len(p)])
     axis.legend(loc="upper right", ncols=2)
 
@@ -114,7 +114,8 @@ def _draw_pools(axis: Axes, p: torch.Tensor, q: torch.Tensor, k: int) -> None:
 def explore(draft: ArrayLike | None = None, target: ArrayLike | None = None, k: int = 2) -> Any:
     """Sliders for every bar and for k, and the figure under them; the book's example unless given.
 
-    Bars are weights: each law is its sliders divided by their sum. Returns the widget; a notebook
+    Bars are weights: each distribution is its sliders divided by their sum. Returns the widget; a
+    notebook
     shows it. Raises ImportError when ipywidgets is missing, ValueError for bad distributions.
     """
     try:
@@ -129,13 +130,13 @@ def explore(draft: ArrayLike | None = None, target: ArrayLike | None = None, k: 
     pair = check_pair(draft, target)
     plt.close(figure(pair.draft, pair.target, k))  # refuses what it cannot draw, before any slider
 
-    def sliders(law: torch.Tensor, name: str) -> list[Any]:
+    def sliders(probs: torch.Tensor, name: str) -> list[Any]:
         return [
             widgets.FloatSlider(
                 value=float(value), min=0, max=1, step=0.01, description=f"{name} {letter}",
                 continuous_update=False, style={"handle_color": COLORS[name]},
             )
-            for letter, value in zip(LETTERS, law, strict=False)
+            for letter, value in zip(LETTERS, probs, strict=False)
         ]  # fmt: skip
 
     columns = sliders(pair.draft, "draft"), sliders(pair.target, "target")
@@ -148,7 +149,7 @@ def explore(draft: ArrayLike | None = None, target: ArrayLike | None = None, k: 
         with output:
             output.clear_output(wait=True)
             if not all(w.sum() > 0 for w in weights):
-                print("Every slider of one colour is at 0: a law needs some mass.")
+                print("Every slider of one colour is at 0: a distribution needs some mass.")
                 return
             use_style()
             made = figure(*(w / w.sum() for w in weights), drafts.value)

@@ -1,6 +1,7 @@
 """Two questions about a selection rule: how far from the optimum is it, and is it lossless?
 
-    compare(draft, target)                a table: acceptance, optimum, gap, TV of the output law
+    compare(draft, target)                a table: acceptance, optimum, gap, TV of the output
+    distribution
     lossless(verifier, draft, target, k)  a verdict, by enumeration and by sampling
 
 A rule is a name, a `Verifier` or its class, or anything else with `acceptance` and `select`:
@@ -8,12 +9,12 @@ check/stranger.py says what they are given and must answer.
 """
 
 from spectr_lite.check.table import Comparison, Row, compare, is_defined, token_rules
-from spectr_lite.check.verdict import TokenError, Verdict, lossless
+from spectr_lite.check.verdict import TokenShare, Verdict, lossless
 
 __all__ = [
     "Comparison",
     "Row",
-    "TokenError",
+    "TokenShare",
     "Verdict",
     "compare",
     "is_defined",

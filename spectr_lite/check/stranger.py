@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import DraftLaw, TooManyTuples
+from spectr_lite.distributions import Drafting, TooManyTuples
 from spectr_lite.verifiers import Verifier, get, names
 
 
@@ -29,7 +29,7 @@ class Asked:
 
     rule: Any
     name: str
-    law: DraftLaw
+    drafting: Drafting
     speaks_torch: bool
 
     @classmethod
@@ -52,9 +52,9 @@ class Asked:
         name = getattr(rule, "name", None)
         if not isinstance(name, str) or name == Verifier.name:
             name = type(rule).__name__
-        law = getattr(rule, "default_law", None)
-        law = law if isinstance(law, DraftLaw) else Verifier.default_law
-        return cls(rule, name, law, speaks_torch or isinstance(rule, Verifier))
+        drafting = getattr(rule, "default_drafting", None)
+        drafting = drafting if isinstance(drafting, Drafting) else Verifier.default_drafting
+        return cls(rule, name, drafting, speaks_torch or isinstance(rule, Verifier))
 
     def takes(self, k: int) -> bool:
         """Whether the rule is defined for k drafts. Only a Verifier can say no: 'coupling' takes one."""
@@ -70,8 +70,8 @@ class Asked:
         except TooManyTuples:
             return None
 
-    def law_of_output(self, draft: Tensor, target: Tensor, k: int) -> np.ndarray | None:
-        """The rule's own law of Y, (V,); None where it has none."""
+    def output_distribution(self, draft: Tensor, target: Tensor, k: int) -> np.ndarray | None:
+        """The rule's own distribution of Y, (V,); None where it has none."""
         if not callable(getattr(self.rule, "output_distribution", None)):
             return None
         return self._numbers("output_distribution", tuple(draft.shape), draft, target, k)
@@ -81,8 +81,9 @@ class Asked:
     ) -> np.ndarray:
         """The tokens (n,) that the rule selects for drafted `tokens` (n, k)."""
         if isinstance(self.rule, Verifier) and (tokens < 0).any():
-            # A law without replacement may run out of tokens; only the hook knows dead drafts (-1).
-            answer = self._ask("pick", draft, target, tokens, source)
+            # A distribution without replacement may run out of tokens; only the hook knows dead
+            # drafts (-1).
+            answer = self._ask("_select", draft, target, tokens, source)
         elif self.speaks_torch:
             answer = self._ask("select", draft, target, tokens, source)
         else:

@@ -1,4 +1,6 @@
-"""How far from the optimum is a rule? A table: acceptance, optimum, gap, TV of the output law."""
+"""How far from the optimum is a rule? A table: acceptance, optimum, gap, TV of the output
+distribution.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,18 @@ from torch import Tensor
 
 from spectr_lite import verifiers as rules
 from spectr_lite.check.stranger import Asked
-from spectr_lite.distributions import MOST_DRAFTS, ArrayLike, DraftLaw, check_count, check_pair
+from spectr_lite.distributions import MOST_DRAFTS, ArrayLike, Drafting, check_count, check_pair
 from spectr_lite.transport import optimal_acceptance
 from spectr_lite.verifiers import TreeVerifier
 
-EXACT_LIMIT = 2_000_000  # pairs x V^(k+1) up to which the output law is enumerated
+EXACT_LIMIT = 2_000_000  # pairs x V^(k+1) up to which the output distribution is enumerated
 
 
 @dataclass(frozen=True)
 class Row:
     """One rule with k drafts. With several pairs: means over them, and the largest total variation.
 
-    None stands where a number is out of reach: a law too large to enumerate.
+    None stands where a number is out of reach: a distribution too large to enumerate.
     """
 
     verifier: str
@@ -116,15 +118,15 @@ def compare(
     ks: Sequence[int] = (1, 2, 4, 8),
     verifiers: Sequence[Any] | None = None,
 ) -> Comparison:
-    """Every rule beside the optimum for its own draft law, for each number of drafts in `ks`.
+    """Every rule beside the optimum for its own way of drafting, for each number of drafts in `ks`.
 
     `draft`, `target`: (..., V); several pairs give means. `verifiers`: rules, all registered token
     rules unless given (a path rule shows what it is worth only on paths longer than one token). A rule
-    that is not defined for some k is left out there. The output law is enumerated while
+    that is not defined for some k is left out there. The output distribution is enumerated while
     pairs x V^(k+1) stays within EXACT_LIMIT. Raises ValueError for bad distributions, k < 1, an
     unknown rule, or a rule that is defined for none of `ks`.
     """
-    pairs = _Pairs.of(draft, target)
+    pairs = Rows.of(draft, target)
     ks = [
         check_count(k, "k", most=MOST_DRAFTS)
         for k in (ks if isinstance(ks, Sequence | np.ndarray) else [ks])
@@ -132,7 +134,7 @@ def compare(
     listed = token_rules() if verifiers is None else verifiers
     listed = listed if isinstance(listed, list | tuple) else [listed]  # one rule alone
     chosen = [Asked.of(rule, pairs.is_torch) for rule in listed]
-    optima: dict[tuple[DraftLaw, int], float] = {}
+    optima: dict[tuple[Drafting, int], float] = {}
     rows = []
     for rule in chosen:
         defined = [k for k in ks if rule.takes(k)]
@@ -141,14 +143,14 @@ def compare(
                 f"verifiers: {rule.name!r} is not defined for k in {ks}. Choose another k for it."
             )
         for k in defined:
-            if (rule.law, k) not in optima:
-                optimum = optimal_acceptance(pairs.draft, pairs.target, k, law=rule.law)
-                optima[rule.law, k] = float(optimum.mean())
-            optimum, acceptance = optima[rule.law, k], _acceptance(rule, pairs, k)
+            if (rule.drafting, k) not in optima:
+                optimum = optimal_acceptance(pairs.draft, pairs.target, k, drafting=rule.drafting)
+                optima[rule.drafting, k] = float(optimum.mean())
+            optimum, acceptance = optima[rule.drafting, k], _acceptance(rule, pairs, k)
             gap = ratio = None
             if acceptance is not None:
                 gap, ratio = optimum - acceptance, acceptance / optimum if optimum > 0 else 1.0
-            claimed = _claimed_laws(rule, pairs, k)
+            claimed = _claimed_distributions(rule, pairs, k)
             error = None if claimed is None else _largest_error(claimed, pairs)
             rows.append(Row(rule.name, k, acceptance, optimum, gap, ratio, error))
     return Comparison(tuple(rows), len(pairs.draft), pairs.draft.shape[-1])
@@ -165,7 +167,7 @@ def is_defined(verifier: Any, k: int) -> bool:
 
 
 @dataclass(frozen=True)
-class _Pairs:
+class Rows:
     """Draft and target as (n, V) float64 on the CPU, and whether the caller speaks torch."""
 
     draft: Tensor
@@ -173,7 +175,7 @@ class _Pairs:
     is_torch: bool
 
     @classmethod
-    def of(cls, draft: ArrayLike, target: ArrayLike) -> _Pairs:
+    def of(cls, draft: ArrayLike, target: ArrayLike) -> Rows:
         pair = check_pair(draft, target)
         # float32 rows sum to 1 within 1e-7; in float64 they must do so exactly to be compared exactly.
         both = (values.detach().double().cpu() for values in (pair.draft, pair.target))
@@ -188,20 +190,22 @@ class _Pairs:
         return zip(self.draft, self.target, strict=True)
 
 
-def _acceptance(rule: Asked, pairs: _Pairs, k: int) -> float | None:
+def _acceptance(rule: Asked, pairs: Rows, k: int) -> float | None:
     """The mean over the pairs; None when any has none."""
     values = [rule.acceptance(p, q, k) for p, q in pairs]
     return None if None in values else float(np.mean(values))
 
 
-def _claimed_laws(rule: Asked, pairs: _Pairs, k: int) -> np.ndarray | None:
-    """The rule's own law of Y for every pair, (n, V); None where it has none, or it is too large."""
+def _claimed_distributions(rule: Asked, pairs: Rows, k: int) -> np.ndarray | None:
+    """The rule's own distribution of Y for every pair, (n, V); None where it has none, or it is too
+    large.
+    """
     count, vocabulary = pairs.draft.shape
     if count * vocabulary ** (k + 1) > EXACT_LIMIT:
         return None
-    laws = [rule.law_of_output(p, q, k) for p, q in pairs]
-    return None if any(law is None for law in laws) else np.stack(laws)
+    distributions = [rule.output_distribution(p, q, k) for p, q in pairs]
+    return None if any(drafting is None for drafting in distributions) else np.stack(distributions)
 
 
-def _largest_error(laws: np.ndarray, pairs: _Pairs) -> float:
-    return float(np.abs(laws - pairs.target.numpy()).sum(-1).max() / 2)
+def _largest_error(distributions: np.ndarray, pairs: Rows) -> float:
+    return float(np.abs(distributions - pairs.target.numpy()).sum(-1).max() / 2)

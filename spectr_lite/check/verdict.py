@@ -11,17 +11,17 @@ import torch
 from scipy import stats
 
 from spectr_lite.check.stranger import Asked
-from spectr_lite.check.table import _acceptance, _claimed_laws, _largest_error, _Pairs
+from spectr_lite.check.table import Rows, _acceptance, _claimed_distributions, _largest_error
 from spectr_lite.distributions import MOST_DRAFTS, ArrayLike, as_generator, check_count
 from spectr_lite.stats import chi_square
 
-EXACT_TOLERANCE = 1e-9  # total variation that rounding may leave in an enumerated law
+EXACT_TOLERANCE = 1e-9  # total variation that rounding may leave in an enumerated distribution
 FALSE_ALARM = 1e-6  # how often one test of samples calls a lossless rule biased
 CHUNK = 2_000_000  # numbers (rows x V, rows x k) in one call of `select`
 
 
 @dataclass(frozen=True)
-class TokenError:
+class TokenShare:
     """A token, how often it came out, and how often the target says it."""
 
     token: int
@@ -33,7 +33,8 @@ class TokenError:
 class Verdict:
     """Is Y ~ target? What enumeration and sampling say, and which tokens are wrong.
 
-    total_variation   of the enumerated law of Y from the target; None where that is out of reach
+    total_variation   of the enumerated distribution of Y from the target; None where that is out of
+    reach
     sampled           of `samples` tokens drawn by `select`, from the target
     noise             what `sampled` is on average for a lossless rule
     p_value           of the samples under the target; below `false_alarm` they contradict it
@@ -55,15 +56,17 @@ class Verdict:
     sampled_acceptance: float
     samples: int
     false_alarm: float
-    over: tuple[TokenError, ...]
-    under: tuple[TokenError, ...]
+    over: tuple[TokenShare, ...]
+    under: tuple[TokenShare, ...]
 
     def __str__(self) -> str:
         lines = [f"{self.verifier}, k={self.k}: {'lossless' if self.lossless else 'NOT lossless'}"]
         if self.total_variation is None:
-            lines.append("  law of Y: not enumerated")
+            lines.append("  distribution of Y: not enumerated")
         else:
-            lines.append(f"  law of Y, enumerated: TV {self.total_variation:.2g} from the target")
+            lines.append(
+                f"  distribution of Y, enumerated: TV {self.total_variation:.2g} from the target"
+            )
         lines.append(
             f"  {self.samples:,} samples: TV {self.sampled:.2g} from the target, where noise alone "
             f"makes {self.noise:.2g}; p = {self.p_value:.2g} (below {self.false_alarm:g} is biased)"
@@ -96,14 +99,16 @@ def lossless(
 ) -> Verdict:
     """Does the rule's output follow the target?
 
-    Enumerates the law of Y where pairs x V^(k+1) stays within EXACT_LIMIT, and draws `samples` tokens
+    Enumerates the distribution of Y where pairs x V^(k+1) stays within EXACT_LIMIT, and draws
+    `samples` tokens
     with `select`: 200,000, or 2e8 / V if that is less, at least 2,000. The samples are tested against
     the target (chi-square over all tokens with rare ones pooled, and each token by itself), and against
-    the rule's own law where it has one. A lossless rule fails each test with probability FALSE_ALARM.
+    the rule's own distribution where it has one. A lossless rule fails each test with probability
+    FALSE_ALARM.
     Several pairs (..., V) share the samples equally, and are tested together.
     Raises ValueError for bad distributions, k < 1, a rule not defined for k, or too few samples.
     """
-    pairs = _Pairs.of(draft, target)
+    pairs = Rows.of(draft, target)
     k = check_count(k, "k", most=MOST_DRAFTS)
     rule = Asked.of(verifier, pairs.is_torch)
     if not rule.takes(k):
@@ -120,19 +125,20 @@ def lossless(
     for row, (p, q) in enumerate(pairs):
         for start in range(0, per_pair, at_once):
             size = min(at_once, per_pair - start)
-            tokens = rule.law.sample(p.expand(size, -1), k, source)
+            tokens = rule.drafting.sample(p.expand(size, -1), k, source)
             chosen = rule.select(p, q, tokens, source)
             counts[row] += np.bincount(chosen, minlength=vocabulary)
             hits += int((tokens.numpy() == chosen[:, None]).any(-1).sum())
 
     wanted = pairs.target.numpy() / count
     produced = counts / counts.sum()
-    claimed = _claimed_laws(rule, pairs, k)
+    claimed = _claimed_distributions(rule, pairs, k)
     error = None if claimed is None else _largest_error(claimed, pairs)
     p_value = _p_value(counts, wanted)
     agreement = None
     if claimed is not None:
-        # A law that is no distribution is an error already; the test needs one, so it is mended first.
+        # A distribution that is no distribution is an error already; the test needs one, so it is
+        # mended first.
         mended = claimed.clip(0)
         agreement = _p_value(counts, mended / mended.sum())
     passed = (
@@ -140,7 +146,7 @@ def lossless(
         and (error is None or error <= EXACT_TOLERANCE)
         and (agreement is None or agreement >= FALSE_ALARM)
     )
-    # Where the law is known to be wrong, it names the tokens better than the samples do.
+    # Where the distribution is known to be wrong, it names the tokens better than the samples do.
     exact = error is not None and error > EXACT_TOLERANCE
     over, under = (
         ((), ()) if passed else _wrong_tokens(claimed / count if exact else produced, wanted)
@@ -163,26 +169,26 @@ def lossless(
     )
 
 
-def _p_value(counts: np.ndarray, law: np.ndarray) -> float:
-    """Of counts as unlikely as these under `law`: chi-square, unless a single token gives the rule away.
+def _p_value(counts: np.ndarray, probs: np.ndarray) -> float:
+    """Of counts as unlikely as these under `probs`: chi-square, unless one token gives the rule away.
 
     Chi-square sees an error spread over many tokens, but pools the rare ones. The exact binomial tail
     of each token, times the number of tokens, sees one rare token said too often.
     """
-    n, observed, law = counts.sum(), counts.ravel(), law.ravel().clip(0, 1)
-    tail = np.minimum(stats.binom.sf(observed - 1, n, law), stats.binom.cdf(observed, n, law))
-    single = min(1.0, float(2 * tail.min() * len(law)))
+    n, observed, probs = counts.sum(), counts.ravel(), probs.ravel().clip(0, 1)
+    tail = np.minimum(stats.binom.sf(observed - 1, n, probs), stats.binom.cdf(observed, n, probs))
+    single = min(1.0, float(2 * tail.min() * len(probs)))
     if single < FALSE_ALARM:
         return single
     try:
-        return chi_square(counts, law / law.sum()).p_value
+        return chi_square(counts, probs / probs.sum()).p_value
     except ValueError:  # fewer than two cells are common enough
         return single
 
 
 def _wrong_tokens(
     produced: np.ndarray, wanted: np.ndarray, most: int = 5
-) -> tuple[tuple[TokenError, ...], tuple[TokenError, ...]]:
+) -> tuple[tuple[TokenShare, ...], tuple[TokenShare, ...]]:
     """Tokens said too often and too rarely, at most `most` of each, by the size of the error."""
     produced, wanted = produced.sum(0), wanted.sum(0)
     error = produced - wanted
@@ -190,7 +196,7 @@ def _wrong_tokens(
     worst = worst[np.abs(error[worst]) > 0.05 * np.abs(error).max()]
     lists = ([t for t in worst if error[t] > 0][:most], [t for t in worst if error[t] < 0][:most])
     over, under = (
-        tuple(TokenError(int(t), float(produced[t]), float(wanted[t])) for t in tokens)
+        tuple(TokenShare(int(t), float(produced[t]), float(wanted[t])) for t in tokens)
         for tokens in lists
     )
     return over, under

@@ -12,7 +12,7 @@ import torch
 from spectr_lite import models, verifiers
 from spectr_lite.book import environment
 from spectr_lite.commands.check import find
-from spectr_lite.decoding import Generation, Iteration, decode
+from spectr_lite.decoding import Generation, Turn, decode
 from spectr_lite.decoding.rendering import LEGEND, TextStream, to_ansi
 from spectr_lite.distributions import IID
 from spectr_lite.verifiers import Verifier
@@ -132,7 +132,7 @@ def stream(args: argparse.Namespace) -> None:
             print(end="   ")
         print("\n")
     text = TextStream(pair.tokenizer, prompt)
-    done: list[Iteration] = []
+    done: list[Turn] = []
     start = time.perf_counter()
     show("prompt", text.shown)
     for turn in turns:

@@ -1,13 +1,15 @@
-"""Draft, score, select, emit: the SpecTr loop, what it works on, and its exact law on tiny models."""
+"""Draft, score, select, emit: the SpecTr loop, what it works on, and its exact distribution on tiny
+models.
+"""
 
 from spectr_lite.decoding.loop import (
     Decoder,
     Generation,
-    Iteration,
+    Turn,
     decode,
     generate,
 )
 from spectr_lite.decoding.sampling import Sampling
 from spectr_lite.decoding.state import Tree
 
-__all__ = ["Decoder", "Generation", "Iteration", "Sampling", "Tree", "decode", "generate"]
+__all__ = ["Decoder", "Generation", "Sampling", "Tree", "Turn", "decode", "generate"]

@@ -1,20 +1,21 @@
-"""The exact law of one turn of the decoding loop, on models small enough to list every outcome.
+"""The exact distribution of one turn of the decoding loop, on models small enough to list every outcome.
 
-At a node with k drafts alive every tuple x in V^k is listed with its probability; the rule's law of
-Y given x then gives M(y, j) = P(Y = y, and j of the k drafts are y). The j go on, still i.i.d.:
+At a node with k drafts alive every tuple x in V^k is listed with its probability; the rule's
+distribution of Y given x then gives M(y, j) = P(Y = y, and j of the k drafts are y). The j go on,
+still i.i.d.:
 
-    law(prefix, k):  Y = y with M(y, 0), and the target finishes alone;
-                     Y = y with M(y, j), and law(prefix + y, j) follows one token deeper
+    block(prefix, k):  Y = y with M(y, 0), and the target finishes alone;
+                       Y = y with M(y, j), and block(prefix + y, j) follows one token deeper
     E(k, 0) = 1,     E(k, l) = 1 + sum_{y, j >= 1} M(y, j) E(j, l - 1)     expected tokens emitted
 
 When the rule is lossless the block, finished by the target to L + 1 tokens, has the target's own
-joint law. That is Theorem 2 of SpecTr (arXiv 2310.15141); comparing the two arrays checks it, to
-rounding, for the models at hand.
+joint distribution. That is Theorem 2 of SpecTr (arXiv 2310.15141); comparing the two arrays checks
+it, to rounding, for the models at hand.
 
 A rule that judges whole paths has no such M: for it every drafted tree is listed instead.
 
-A model is any function from a prefix (a tuple of token ids) to the law of the next token, such as
-`MarkovModel.next_law`.
+A model is any function from a prefix (a tuple of token ids) to the distribution of the next token,
+such as `MarkovModel.next_probs`.
 """
 
 from __future__ import annotations
@@ -36,48 +37,50 @@ from spectr_lite.distributions import (
 )
 from spectr_lite.verifiers import TreeVerifier, Verifier
 
-NextLaw = Callable[[tuple[int, ...]], ArrayLike]
+NextProbs = Callable[[tuple[int, ...]], ArrayLike]
 
 
-def joint_law(model: NextLaw, length: int, context: Sequence[int] = ()) -> np.ndarray:
-    """The law of the next `length` tokens after `context`, shape (V,) * length."""
+def joint_distribution(model: NextProbs, length: int, context: Sequence[int] = ()) -> np.ndarray:
+    """The distribution of the next `length` tokens after `context`, shape (V,) * length."""
     if check_count(length, "length", least=0) == 0:
         return np.ones(())
     first = np.asarray(model(tuple(context)), np.float64)
-    rest = [joint_law(model, length - 1, (*context, token)) for token in range(first.size)]
-    return np.stack([mass * law for mass, law in zip(first, rest, strict=True)])
+    rest = [joint_distribution(model, length - 1, (*context, token)) for token in range(first.size)]
+    return np.stack([mass * probs for mass, probs in zip(first, rest, strict=True)])
 
 
-def block_law(
-    target: NextLaw,
-    draft: NextLaw,
+def block_distribution(
+    target: NextProbs,
+    draft: NextProbs,
     verifier: str | Verifier,
     num_drafts: int,
     draft_length: int,
     context: Sequence[int] = (),
 ) -> np.ndarray:
-    """The law of one turn's block, finished by the target to L + 1 tokens, shape (V,) * (L + 1)."""
+    """The distribution of one turn's block, finished by the target to L + 1 tokens, shape (V,) * (L
+    + 1).
+    """
     rule = _check_tree(verifier, num_drafts, draft_length)
     if isinstance(rule, TreeVerifier) and num_drafts:
-        return block_law_of_paths(target, draft, rule, num_drafts, draft_length, context)[0]
+        return path_block_distribution(target, draft, rule, num_drafts, draft_length, context)[0]
     outcomes = _outcomes(target, draft, rule)
 
-    def law(prefix: tuple[int, ...], k: int, left: int) -> np.ndarray:
+    def probs(prefix: tuple[int, ...], k: int, left: int) -> np.ndarray:
         if k == 0 or left == 0:
-            return joint_law(target, left + 1, prefix)
+            return joint_distribution(target, left + 1, prefix)
         return np.stack(
             [
-                sum(mass * law((*prefix, y), j, left - 1) for j, mass in enumerate(row))
+                sum(mass * probs((*prefix, y), j, left - 1) for j, mass in enumerate(row))
                 for y, row in enumerate(outcomes(prefix, k))
             ]
         )
 
-    return law(tuple(context), num_drafts, draft_length)
+    return probs(tuple(context), num_drafts, draft_length)
 
 
 def expected_tokens(
-    target: NextLaw,
-    draft: NextLaw,
+    target: NextProbs,
+    draft: NextProbs,
     verifier: str | Verifier,
     num_drafts: int,
     draft_length: int,
@@ -88,7 +91,9 @@ def expected_tokens(
     if num_drafts == 0:
         return 1.0
     if isinstance(rule, TreeVerifier):
-        return 1 + block_law_of_paths(target, draft, rule, num_drafts, draft_length, context)[1]
+        return (
+            1 + path_block_distribution(target, draft, rule, num_drafts, draft_length, context)[1]
+        )
     outcomes = _outcomes(target, draft, rule)
 
     def emitted(prefix: tuple[int, ...], k: int, left: int) -> float:
@@ -105,9 +110,9 @@ def expected_tokens(
 
 
 def _outcomes(
-    target: NextLaw, draft: NextLaw, rule: Verifier
+    target: NextProbs, draft: NextProbs, rule: Verifier
 ) -> Callable[[tuple[int, ...], int], np.ndarray]:
-    """M(y, j) at (prefix, k), shape (V, k + 1). Nodes with equal laws share one table: on a Markov
+    """M(y, j) at (prefix, k), shape (V, k + 1). Nodes that are equal share one table: on a Markov
     model that is one table per last token and k."""
     tables: dict[tuple[bytes, bytes, int], np.ndarray] = {}
 
@@ -116,7 +121,7 @@ def _outcomes(
         key = (pair.draft.numpy().tobytes(), pair.target.numpy().tobytes(), k)
         if key not in tables:
             drafted, mass = IID().tuples(pair.draft, k)
-            joint = mass[:, None] * rule.conditional(pair.draft, pair.target, drafted)
+            joint = mass[:, None] * rule._given_drafts(pair.draft, pair.target, drafted)
             vocabulary = torch.arange(joint.shape[1])
             copies = (drafted[:, :, None] == vocabulary).sum(1)
             table = torch.zeros(joint.shape[1], k + 1, dtype=joint.dtype)
@@ -126,8 +131,10 @@ def _outcomes(
     return outcomes
 
 
-def next_laws(model: NextLaw, length: int, context: Sequence[int] = ()) -> list[np.ndarray]:
-    """The model's laws after every prefix of 0..length tokens: arrays of shape (V,) * i + (V,)."""
+def probs_by_prefix(model: NextProbs, length: int, context: Sequence[int] = ()) -> list[np.ndarray]:
+    """The model's distributions after every prefix of 0..length tokens: arrays of shape (V,) * i +
+    (V,).
+    """
     tables = [np.asarray(model(tuple(context)), np.float64)]
     vocabulary = tables[0].size
     for i in range(1, length + 1):
@@ -137,22 +144,26 @@ def next_laws(model: NextLaw, length: int, context: Sequence[int] = ()) -> list[
     return tables
 
 
-def block_law_of_paths(
-    target: NextLaw,
-    draft: NextLaw,
+def path_block_distribution(
+    target: NextProbs,
+    draft: NextProbs,
     rule: Verifier,
     num_drafts: int,
     draft_length: int,
     context: Sequence[int] = (),
 ) -> tuple[np.ndarray, float]:
-    """The law of the block, finished by the target to L + 1 tokens, (V,) * (L + 1); and the expected
+    """The block, finished by the target to L + 1 tokens: its distribution, (V,) * (L + 1), and the
+    expected
     number of accepted tokens. Sums over all V^(K L) ways to draft K i.i.d. paths.
     """
-    rule._check_law(IID())
+    rule._check_drafting(IID())
     k, length = rule.check_drafts(num_drafts), check_count(draft_length, "draft_length")
-    drafts, targets = next_laws(draft, length - 1, context), next_laws(target, length, context)
-    for laws, name in ((drafts, "draft"), (targets, "target")):
-        for table in laws:
+    drafts, targets = (
+        probs_by_prefix(draft, length - 1, context),
+        probs_by_prefix(target, length, context),
+    )
+    for distributions, name in ((drafts, "draft"), (targets, "target")):
+        for table in distributions:
             check_distribution(table, name)
     vocabulary = targets[0].size
     check_enumeration(vocabulary ** (k * length), vocabulary)
@@ -160,22 +171,22 @@ def block_law_of_paths(
     node = [np.zeros(len(path), dtype=np.int64)]  # the number of each path's prefix of i tokens
     for token in path.T:
         node.append(node[-1] * vocabulary + token)
-    draft_laws, target_laws = (
+    draft_probs, target_probs = (
         np.stack([t.reshape(-1, vocabulary)[n] for t, n in zip(tables, node, strict=False)], 1)
         for tables in (drafts, targets)
     )
-    single = np.take_along_axis(draft_laws, path[:, :, None], -1)[..., 0].prod(-1)
+    single = np.take_along_axis(draft_probs, path[:, :, None], -1)[..., 0].prod(-1)
     chosen = np.stack(list(itertools.product(range(len(path)), repeat=k)))
     mass = single[chosen].prod(-1)
     chosen, mass = chosen[mass > 0], mass[mass > 0]
-    law = rule.conditional_block(
-        *(torch.from_numpy(table[chosen]) for table in (draft_laws, target_laws, path))
+    probs = rule._given_paths(
+        *(torch.from_numpy(table[chosen]) for table in (draft_probs, target_probs, path))
     )
     finished, accepted = np.zeros(()), 0.0
     for i in range(length + 1):
-        stop = law.stop[..., i].numpy() * mass[:, None]
+        stop = probs.stop[..., i].numpy() * mass[:, None]
         emitted = np.zeros((vocabulary**i, vocabulary))
-        np.add.at(emitted, node[i][chosen], stop[..., None] * law.extra[..., i, :].numpy())
+        np.add.at(emitted, node[i][chosen], stop[..., None] * probs.extra[..., i, :].numpy())
         emitted = emitted.reshape((vocabulary,) * (i + 1))
         finished = emitted if i == 0 else finished[..., None] * targets[i] + emitted
         accepted += i * stop.sum()
@@ -187,6 +198,6 @@ def _check_tree(verifier: str | Verifier, num_drafts: int, draft_length: int) ->
     rule = verifiers.get(verifier)
     check_count(draft_length, "draft_length")
     if check_count(num_drafts, "num_drafts", least=0):
-        rule._check_law(IID())
+        rule._check_drafting(IID())
         rule.check_drafts(num_drafts)
     return rule

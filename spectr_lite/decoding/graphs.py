@@ -26,14 +26,14 @@ class Captured:
 
     The first call is a step like any other and warms up what libraries set up lazily. While it runs
     torch reports every wait for the device. Where a step waits, or cannot be recorded, steps are run
-    as they are ever after, with one warning: slower, and the same result; `refused` says so from the
+    as they are ever after, with one warning: slower, and the same result; `disabled` says so from the
     start, without one. `generator` gives the steps their random numbers; a replay goes on where the
     last one stopped.
     """
 
-    def __init__(self, generator: torch.Generator, refused: bool = False) -> None:
+    def __init__(self, generator: torch.Generator, disabled: bool = False) -> None:
         self.generator = generator
-        self.refused = refused or generator.device.type not in DEVICES
+        self.disabled = disabled or generator.device.type not in DEVICES
         self.forget()
 
     def forget(self) -> None:
@@ -44,7 +44,7 @@ class Captured:
 
     def __call__(self, key: int, step: Callable[[], Tensor]) -> Tensor:
         """What the step returns; a replay overwrites what the one before it returned."""
-        if self.refused:
+        if self.disabled:
             return step()
         if key not in self.seen:
             self.seen.add(key)
@@ -63,7 +63,7 @@ class Captured:
 
     def _refuse(self, complaint: str | None) -> None:
         if complaint is not None:
-            self.refused = True
+            self.disabled = True
             warnings.warn(
                 f"decoding without CUDA graphs, which is slower: {complaint}", stacklevel=2
             )

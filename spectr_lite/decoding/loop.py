@@ -2,10 +2,10 @@
 
 One turn at a context x, with K drafted sequences of length L:
     1. draft   K i.i.d. sequences of L tokens from the small model
-    2. score   all their prefixes with the large model in ONE call: K (L + 1) next-token laws
+    2. score   all their prefixes with the large model in ONE call: K (L + 1) next-token distributions
     3. select  alive = all K; for i = 1..L: Y_i from the rule on the alive drafts' i-th tokens, with
                repeats; alive = those whose i-th token is Y_i; stop when none is left
-    4. emit    drafts alive after L tokens: one more token from the large model's law there
+    4. emit    drafts alive after L tokens: one more token from the large model's distribution there
 It emits 1 to L + 1 tokens, distributed as if the large model had written them one by one. A rule
 that judges whole paths, such as block verification, does 3 and 4 in its own way.
 K = 0 is autoregressive decoding, K = 1 speculative decoding, K > 1 SpecTr.
@@ -39,7 +39,7 @@ PROMPT_PIECE = 256  # tokens of a prompt read in one call
 
 
 @dataclass(frozen=True)
-class Iteration:
+class Turn:
     """What one turn of the loop did, row by row, on the CPU.
 
     drafted   (B, K, L)  the K paths
@@ -78,17 +78,17 @@ class Generation:
     """The new tokens of every row (no prompt, but its stop token), and the turns that made them."""
 
     tokens: list[list[int]]
-    iterations: list[Iteration]
+    turns: list[Turn]
 
     @property
     def calls(self) -> list[int]:
         """Large-model calls of each row; reading the prompt is not counted, for any method."""
-        return torch.stack([turn.active for turn in self.iterations]).sum(0).tolist()
+        return torch.stack([turn.active for turn in self.turns]).sum(0).tolist()
 
     @property
     def emitted(self) -> list[int]:
         """Tokens emitted in each row, with those that a stop token or max_new_tokens then cut."""
-        return sum((turn.accepted + 1) * turn.active for turn in self.iterations).tolist()
+        return sum((turn.accepted + 1) * turn.active for turn in self.turns).tolist()
 
     @property
     def block_efficiency(self) -> float:
@@ -120,7 +120,7 @@ def decode(
     generator: int | np.random.Generator | torch.Generator | None = None,
     stop_tokens: Sequence[int] = (),
     **settings: Any,
-) -> Iterator[Iteration]:
+) -> Iterator[Turn]:
     """Continue every prompt (a list of token ids), one turn of the loop at a time.
 
     `settings` are those of `Decoder`, the other arguments those of `Decoder.decode`.
@@ -140,7 +140,8 @@ class Decoder:
     each time.
 
     `num_drafts`=0 is autoregressive and needs no `draft`. `temperature`, `top_k` and `top_p` shape
-    the laws of both models, see `Sampling`; at temperature 0 every rule is exact greedy decoding.
+    the distributions of both models, see `Sampling`; at temperature 0 every rule is exact greedy
+    decoding.
     Raises ValueError or TypeError when an argument does not fit the models.
     """
 
@@ -167,8 +168,8 @@ class Decoder:
             _check_rule(self.rule, num_drafts)
         self.random = torch.Generator(target.device)
         self.state: State | None = None
-        waits = any(getattr(model, "waits", False) for model in self.models)
-        self.graphs = Captured(self.random, refused=waits)
+        synchronizes = any(getattr(model, "synchronizes", False) for model in self.models)
+        self.graphs = Captured(self.random, disabled=synchronizes)
         self._text = 0  # how many times `decode` was called: the buffers serve one text at a time
 
     def generate(self, prompts: Sequence[Sequence[int]], **settings: Any) -> Generation:
@@ -182,7 +183,7 @@ class Decoder:
         max_new_tokens: int = 64,
         generator: int | np.random.Generator | torch.Generator | None = None,
         stop_tokens: Sequence[int] = (),
-    ) -> Iterator[Iteration]:
+    ) -> Iterator[Turn]:
         """Continue every prompt (a list of token ids), one turn of the loop at a time.
 
         A row ends with the first of `stop_tokens` or after `max_new_tokens`. The same seed on the same
@@ -203,7 +204,7 @@ class Decoder:
     @torch.no_grad()
     def _turns(
         self, prompts: list[list[int]], max_new_tokens: int, seed: int, stop_tokens: list[int]
-    ) -> Iterator[Iteration]:
+    ) -> Iterator[Turn]:
         self._text = text = self._text + 1
         longest = max(map(len, prompts))
         held = self.state.cache_bytes if self.state else 0
@@ -220,7 +221,7 @@ class Decoder:
                 drafted, block, counts = _to_host(report, self.tree)
                 accepted, path, kept, done, length = counts.unbind(1)
                 longest = int(length.max())
-                yield Iteration(drafted.view(shape), block, accepted, path, kept)
+                yield Turn(drafted.view(shape), block, accepted, path, kept)
                 if done.all():
                     return
                 if text != self._text:
@@ -234,13 +235,13 @@ class Decoder:
         state, random = self.state, self.random
         places = state.places(span)
         if self.num_drafts:
-            drafted, draft_laws = draft_paths(self.models[1], state, places, self.sampling, random)
+            drafted, draft_probs = draft_paths(self.models[1], state, places, self.sampling, random)
         else:
-            drafted, draft_laws = state.tokens[:, None, :0], []
+            drafted, draft_probs = state.tokens[:, None, :0], []
         logits = score_paths(self.models[0], state, places, drafted)
         select = verify_paths if self.num_drafts and self._judges_paths else walk_down
         block, accepted, path = select(
-            self.rule, drafted, draft_laws, logits, self.sampling, random
+            self.rule, drafted, draft_probs, logits, self.sampling, random
         )
         kept = commit(state, block, accepted, path)
         counts = torch.stack([accepted, path, kept, state.done.long(), state.length], 1)
@@ -266,7 +267,7 @@ def draft_paths(
     sampling: Sampling,
     generator: torch.Generator,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Step 1. K i.i.d. paths (B, K, L), and for each depth the laws (B, K, V) of the tokens there.
+    """Step 1. K i.i.d. paths (B, K, L), and for each depth the probabilities (B, K, V) of tokens there.
 
     The cache may lack the last two committed tokens: before a bonus token stands the last drafted
     one, which the draft never read. So it reads two; if it knew the first, nothing changes.
@@ -275,9 +276,9 @@ def draft_paths(
     last_two = (state.length[:, None] + torch.arange(-2, 0, device=draft.device)).clamp_min(0)
     causal = torch.arange(places.mask.shape[-1], device=draft.device) <= last_two[:, :, None]
     logits = draft(state.tokens.gather(1, last_two), last_two, cache, last_two, causal)
-    # All paths start at the root: one law, drawn from K times.
-    laws = [sampling.law(logits[:, -1:]).expand(-1, tree.num_drafts, -1)]
-    tokens = [sample(laws[0][:, 0], generator, tree.num_drafts)]
+    # All paths start at the root: one distribution, drawn from K times.
+    probs = [sampling.probs(logits[:, -1:]).expand(-1, tree.num_drafts, -1)]
+    tokens = [sample(probs[0][:, 0], generator, tree.num_drafts)]
     for depth in range(tree.draft_length - 1):
         here = tree.nodes(depth)
         logits = draft(
@@ -287,9 +288,9 @@ def draft_paths(
             places.slots[:, here],
             places.mask[:, here],
         )
-        laws.append(sampling.law(logits))
-        tokens.append(sample(laws[-1], generator))
-    return torch.stack(tokens, 2), laws
+        probs.append(sampling.probs(logits))
+        tokens.append(sample(probs[-1], generator))
+    return torch.stack(tokens, 2), probs
 
 
 def score_paths(target: LanguageModel, state: State, places: Places, drafted: Tensor) -> Tensor:
@@ -302,40 +303,41 @@ def score_paths(target: LanguageModel, state: State, places: Places, drafted: Te
 def walk_down(
     rule: Verifier,
     drafted: Tensor,
-    draft_laws: list[Tensor],
+    draft_probs: list[Tensor],
     logits: Tensor,
     sampling: Sampling,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Steps 3 and 4, by a token rule. The block (B, L+1), -1 behind its end; how many of its tokens
-    were drafted (B,); a path that holds them (B,). Only the laws that the walk comes to are made.
+    were drafted (B,); a path that holds them (B,). Only the distributions that the walk comes to
+    are made.
     """
     rows = torch.arange(len(drafted), device=drafted.device)
 
-    def draft_law(path: Tensor, depth: int) -> Tensor:
-        return draft_laws[depth][rows, path]
+    def draft_probs_at(path: Tensor, depth: int) -> Tensor:
+        return draft_probs[depth][rows, path]
 
-    def target_law(path: Tensor, depth: int) -> Tensor:
+    def target_probs_at(path: Tensor, depth: int) -> Tensor:
         node = path * drafted.shape[2] + depth if depth else torch.zeros_like(path)
-        return sampling.law(logits[rows, node])
+        return sampling.probs(logits[rows, node])
 
-    block = top_down(rule.pick, drafted, draft_law, target_law, generator)
+    block = top_down(rule._select, drafted, draft_probs_at, target_probs_at, generator)
     return block.tokens, block.accepted, block.path
 
 
 def verify_paths(
     rule: TreeVerifier,
     drafted: Tensor,
-    draft_laws: list[Tensor],
+    draft_probs: list[Tensor],
     logits: Tensor,
     sampling: Sampling,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps 3 and 4, by a rule that judges whole paths and so reads the law at every node."""
-    laws = sampling.law(logits)
-    root, behind = laws[:, None, :1], laws[:, 1:].unflatten(1, drafted.shape[1:])
-    target_laws = torch.cat([root.expand(-1, drafted.shape[1], -1, -1), behind], 2)
-    block = rule.pick_block(torch.stack(draft_laws, 2), target_laws, drafted, generator)
+    """Steps 3 and 4, by a rule that judges whole paths and so reads the distribution at every node."""
+    probs = sampling.probs(logits)
+    root, behind = probs[:, None, :1], probs[:, 1:].unflatten(1, drafted.shape[1:])
+    target_probs = torch.cat([root.expand(-1, drafted.shape[1], -1, -1), behind], 2)
+    block = rule._verify(torch.stack(draft_probs, 2), target_probs, drafted, generator)
     return block.tokens, block.accepted, block.path
 
 
@@ -375,7 +377,7 @@ def _to_host(report: Tensor, tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
     return report.to("cpu", copy=True).split([drafted, tree.draft_length + 1, 5], 1)
 
 
-def _collected(turns: Iterator[Iteration], rows: int) -> Generation:
+def _collected(turns: Iterator[Turn], rows: int) -> Generation:
     iterations = list(turns)
     tokens = [[token for turn in iterations for token in turn.tokens(row)] for row in range(rows)]
     return Generation(tokens, iterations)

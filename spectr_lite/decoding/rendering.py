@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer
 
-from spectr_lite.decoding import Iteration
+from spectr_lite.decoding import Turn
 
 Piece = tuple[str, str]  # (kind, text)
 
@@ -56,7 +56,7 @@ class TextStream:
 
 
 def pieces(
-    tokenizer: Tokenizer, prompt: Sequence[int], iterations: Iterable[Iteration], row: int = 0
+    tokenizer: Tokenizer, prompt: Sequence[int], iterations: Iterable[Turn], row: int = 0
 ) -> list[Piece]:
     """The prompt and every token of this row as (kind, text)."""
     stream = TextStream(tokenizer, prompt)

@@ -1,4 +1,4 @@
-"""From a model's logits to the law of the next token: temperature, top-k, top-p."""
+"""From a model's logits to the distribution of the next token: temperature, top-k, top-p."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spectr_lite.distributions import check_count
 
 @dataclass(frozen=True)
 class Sampling:
-    """How logits become a law, for both models alike. In this order, as in transformers:
+    """How logits become a distribution, for both models alike. In this order, as in transformers:
 
         divide by `temperature`
         keep the `top_k` largest logits, and what ties with the last of them
@@ -23,12 +23,14 @@ class Sampling:
 
     At temperature 0 the likeliest token has probability one.
 
-    What is guaranteed then is this law: the text follows the target's law after truncation. Of the
-    draft's law only speed depends. Precision: logits of any precision become float32 probabilities
-    (float64 from float64), and uniform numbers are float64. The text follows the law that the
+    What is guaranteed then is this distribution: the text follows the target's distribution after
+    truncation. Of the
+    draft's distribution only speed depends. Precision: logits of any precision become float32
+    probabilities
+    (float64 from float64), and uniform numbers are float64. The text follows the distribution that the
     target's rounded logits give, up to float32's rounding of it, about 1e-7 of each probability. But
     low-precision logits themselves depend a little on how many tokens a call reads, and no rule can
-    mend that: the target's law is then only known to its own rounding, about 1e-2 in bfloat16.
+    mend that: the target's distribution is then only known to its own rounding, about 1e-2 in bfloat16.
     """
 
     temperature: float = 1.0
@@ -49,7 +51,7 @@ class Sampling:
                 "token."
             )
 
-    def law(self, logits: Tensor) -> Tensor:
+    def probs(self, logits: Tensor) -> Tensor:
         """Probabilities (..., V) from logits (..., V), in float32 at least."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.temperature == 0:

@@ -152,7 +152,7 @@ def explained(
             batch * slots * _bytes(model.new_cache(1, 1)) for model in models
         ),
         f"logits of {batch} x {tree.size} x {vocabulary}": 4 * batch * tree.size * vocabulary,
-        "the drafts' laws": 4 * batch * (tree.size - 1) * vocabulary,
+        "the drafts' distributions": 4 * batch * (tree.size - 1) * vocabulary,
     }
     message = (
         f"out of memory on {models[0].device}: "

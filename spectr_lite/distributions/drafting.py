@@ -1,4 +1,4 @@
-"""How the k drafts of a node are drawn. A selection rule is only valid for the law it was made for.
+"""How the k drafts of a node are drawn. A selection rule is only valid for the drafting it is made for.
 
     IID()                 X_1, ..., X_k independent from the draft
     WithoutReplacement()  Plackett-Luce: each from what the earlier ones left, renormalised
@@ -26,12 +26,12 @@ class TooManyTuples(ValueError):
     """An enumeration would need more numbers than its limit allows."""
 
 
-class DraftLaw(ABC):
-    """The joint law of the k drafts. Tensors hold probabilities of shape (..., V)."""
+class Drafting(ABC):
+    """The joint distribution of the k drafts. Tensors hold probabilities of shape (..., V)."""
 
     @abstractmethod
     def sample(self, draft: Tensor, k: int, generator: torch.Generator) -> Tensor:
-        """Drafted ids, shape (..., k). -1 stands where the law has no further token to give."""
+        """Drafted ids, shape (..., k). -1 stands where the distribution has no further token to give."""
 
     @abstractmethod
     def tuples(
@@ -51,11 +51,11 @@ class DraftLaw(ABC):
         """P(S subset of A) for A = the first 1, 2, ..., V tokens of `order`; shape (..., V)."""
 
 
-def check_law(law: DraftLaw | None) -> DraftLaw:
-    """`law`, or IID() for None."""
-    if law is not None and not isinstance(law, DraftLaw):
-        raise TypeError(f"law: expected a DraftLaw such as IID(), found {law!r}.")
-    return law or IID()
+def check_drafting(drafting: Drafting | None) -> Drafting:
+    """`drafting`, or IID() for None."""
+    if drafting is not None and not isinstance(drafting, Drafting):
+        raise TypeError(f"drafting: expected a Drafting such as IID(), found {drafting!r}.")
+    return drafting or IID()
 
 
 def by_ratio(draft: Tensor, target: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def check_enumeration(tuples: int, vocabulary: int, limit: int = ENUMERATION_LIM
 
 
 @dataclass(frozen=True)
-class IID(DraftLaw):
+class IID(Drafting):
     """X_1, ..., X_k independent from the draft. P(S subset of A) = draft(A)**k."""
 
     def sample(self, draft: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -107,7 +107,7 @@ class IID(DraftLaw):
 
 
 @dataclass(frozen=True)
-class WithoutReplacement(DraftLaw):
+class WithoutReplacement(Drafting):
     """Plackett-Luce: X_i from the draft without X_1..X_{i-1} (Sequoia, arXiv 2402.12374; RSD)."""
 
     def sample(self, draft: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -148,7 +148,7 @@ class WithoutReplacement(DraftLaw):
 
 
 @dataclass(frozen=True)
-class TopM(DraftLaw):
+class TopM(Drafting):
     """The m likeliest tokens for certain, then k - m i.i.d. draws from the draft without them."""
 
     m: int
@@ -221,16 +221,16 @@ def _plackett_luce_containment(mass: Tensor, k: int, step: float = 0.2) -> Tenso
     late = torch.nn.functional.pad(outside, (0, blocks.numel() - len(mass))).view_as(blocks)
     missed = torch.zeros_like(late)
     for part in times.split(max(1, 2_000_000 // (len(blocks) * drawn))):
-        law = torch.zeros(len(blocks), len(part), drawn, dtype=torch.float64)
-        law[..., 0] = 1
+        drafting = torch.zeros(len(blocks), len(part), drawn, dtype=torch.float64)
+        drafting[..., 0] = 1
         for position in range(width):
-            law = _ring(law, blocks[:, position, None] * part)
-        before = torch.zeros_like(law)
+            drafting = _ring(drafting, blocks[:, position, None] * part)
+        before = torch.zeros_like(drafting)
         before[0, :, 0] = 1
         for block in range(1, len(blocks)):
             for j in range(drawn):
                 before[block, :, j:] += (
-                    before[block - 1, :, j, None] * law[block - 1, :, : drawn - j]
+                    before[block - 1, :, j, None] * drafting[block - 1, :, : drawn - j]
                 )
         for position in range(width):
             before = _ring(before, blocks[:, position, None] * part)
@@ -239,10 +239,10 @@ def _plackett_luce_containment(mass: Tensor, k: int, step: float = 0.2) -> Tenso
     return (1 - missed.flatten()[: len(mass)]).clamp(0, 1)
 
 
-def _ring(law: Tensor, exposure: Tensor) -> Tensor:
+def _ring(drafting: Tensor, exposure: Tensor) -> Tensor:
     """P(N = j) after one more clock, which has rung with probability 1 - exp(-exposure)."""
     silent = torch.exp(-exposure).unsqueeze(-1)
     rung = -torch.expm1(-exposure).unsqueeze(-1)
-    grown = law * silent
-    grown[..., 1:] += law[..., :-1] * rung
+    grown = drafting * silent
+    grown[..., 1:] += drafting[..., :-1] * rung
     return grown

@@ -18,7 +18,7 @@ ArrayLike = Any  # a NumPy array, a torch tensor, or nested lists of numbers
 
 
 @dataclass(frozen=True)
-class Pair:
+class Checked:
     """A checked draft and target, each of shape (..., V), and the way back to the caller's kind."""
 
     draft: Tensor
@@ -90,7 +90,7 @@ def check_distribution(values: ArrayLike, name: str) -> Tensor:
     return tensor / total.unsqueeze(-1).to(tensor.dtype)
 
 
-def check_pair(draft: ArrayLike, target: ArrayLike) -> Pair:
+def check_pair(draft: ArrayLike, target: ArrayLike) -> Checked:
     """Both distributions checked, on one device, in one dtype, broadcast to one shape.
 
     Raises ValueError when the vocabularies differ in size or the leading shapes do not broadcast.
@@ -119,7 +119,7 @@ def check_pair(draft: ArrayLike, target: ArrayLike) -> Pair:
             f"draft and target: shapes {tuple(checked_draft.shape)} and "
             f"{tuple(checked_target.shape)} do not broadcast. Give both the same leading shape."
         ) from error
-    return Pair(checked_draft, checked_target, is_torch)
+    return Checked(checked_draft, checked_target, is_torch)
 
 
 def check_count(value: int, name: str, least: int = 1, most: int = 2**63 - 1) -> int:
@@ -182,7 +182,7 @@ def sample(weights: Tensor, generator: torch.Generator, count: int | None = None
     return token.squeeze(-1) if count is None else token
 
 
-def at(probabilities: Tensor, tokens: Tensor) -> Tensor:
+def probability_of(probabilities: Tensor, tokens: Tensor) -> Tensor:
     """probabilities[..., tokens] with the leading dimensions broadcast; a dead draft (-1) reads 0."""
     lead = torch.broadcast_shapes(probabilities.shape[:-1], tokens.shape[:-1])
     rows = probabilities.expand(*lead, -1)

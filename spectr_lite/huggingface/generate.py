@@ -4,12 +4,12 @@
     model.generate(**inputs, do_sample=True, temperature=0.8, top_p=0.95, max_new_tokens=200,
                    custom_generate=huggingface.decoder(draft_model, verifier="kseq", num_drafts=8))
 
-The text follows the law of the same call without `custom_generate`; with do_sample=False it is the
-same text. What `generate` does around the loop stays: padded batches, max_new_tokens, end tokens,
-stopping criteria, and the logits processors (temperature, top-k, top-p, repetition penalty, ...). A
-processor is a function of the text so far and of the scores behind it, so every node of the drafted
-tree is processed with its own text, for both models alike. Any draft law would be lossless; this
-one is the likeliest to agree.
+The text follows the distribution of the same call without `custom_generate`; with do_sample=False
+it is the same text. What `generate` does around the loop stays: padded batches, max_new_tokens, end
+tokens, stopping criteria, and the logits processors (temperature, top-k, top-p, repetition penalty,
+...). A processor is a function of the text so far and of the scores behind it, so every node of the
+drafted tree is processed with its own text, for both models alike. Any way of drafting would be
+lossless; this one is the likeliest to agree.
 
 Processors of the scores alone, such as temperature, top-k and top-p, run inside the loop's CUDA
 graph. One that reads the text is asked node by node, as often as the data want: such a call decodes
@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectr_lite.decoding import Iteration, decode
+from spectr_lite.decoding import Turn, decode
 from spectr_lite.huggingface.causal_lm import (
     CausalLM,  # without transformers it says what to install
 )
@@ -147,7 +147,7 @@ class Processed:
         self.config, self.vocab_size, self.device = model.config, model.vocab_size, model.device
         self.prompt_length = mask.sum(1)
         self.longest = int(self.prompt_length.max())
-        self.waits = not all(isinstance(processor, SCORES_ALONE) for processor in processors)
+        self.synchronizes = not all(isinstance(processor, SCORES_ALONE) for processor in processors)
 
     def new_cache(self, batch: int, slots: int) -> TextCache:
         tokens = torch.zeros(batch, slots, dtype=torch.int64, device=self.device)
@@ -164,7 +164,7 @@ class Processed:
         cache.tokens.scatter_(1, slots, tokens)
         if mask.shape[-1] < self.longest:  # a prompt is being read: nobody uses these
             return scores
-        if not self.waits:
+        if not self.synchronizes:
             return self._process(self.input_ids, scores.flatten(0, 1)).view_as(scores)
         slot = torch.arange(mask.shape[-1], device=mask.device)
         new = mask & (slot >= self.prompt_length[:, None])[:, None]
@@ -193,7 +193,7 @@ class Processed:
 
 
 def read_until_stopped(
-    turns: Iterable[Iteration], input_ids: Tensor, criteria: list[Any], has_end: bool
+    turns: Iterable[Turn], input_ids: Tensor, criteria: list[Any], has_end: bool
 ) -> tuple[list[list[int]], int]:
     """The new tokens of each row, cut where `generate` would end it, and the length to pad to.
 

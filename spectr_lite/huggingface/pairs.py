@@ -8,7 +8,7 @@ package transformers runs it, if that is installed, behind the same interface (h
 
 Models are often wider than their tokenizer: Qwen2.5 pads its vocabulary to 151,936 or 152,064 rows,
 by size, for 151,665 tokens. Rows behind the tokenizer's last id are cut when a model is loaded, so
-both laws live on the same real tokens and no padding is ever drawn.
+both distributions live on the same real tokens and no padding is ever drawn.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from tokenizers import Tokenizer
 
-from spectr_lite.models import END_OF_TEXT, Pair
+from spectr_lite.models import END_OF_TEXT, ModelPair
 from spectr_lite.models.weights import huggingface_config, load_folder, read_json
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def load_pair(
     draft: str,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Pair:
+) -> ModelPair:
     """Two models by their hub names ("owner/name") or folders: in evaluation mode, frozen.
 
     Raises ValueError when the two do not share a vocabulary or an architecture is not served, and
@@ -45,7 +45,9 @@ def load_pair(
     check_same_vocabulary(tokenizer, other)
     size = max(tokenizer.get_vocab().values()) + 1
     large, small = (load_model(folder, device, dtype, size) for folder in folders)
-    return Pair(f"{target} + {draft}", large, small, tokenizer, end_token(folders[0], tokenizer))
+    return ModelPair(
+        f"{target} + {draft}", large, small, tokenizer, end_token(folders[0], tokenizer)
+    )
 
 
 def load_model(

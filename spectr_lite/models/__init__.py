@@ -5,7 +5,7 @@ from spectr_lite.models.pairs import (
     DATA,
     END_OF_TEXT,
     PAIRS,
-    Pair,
+    ModelPair,
     load_pair,
     pair_names,
 )
@@ -17,7 +17,7 @@ __all__ = [
     "PAIRS",
     "KVCache",
     "LanguageModel",
-    "Pair",
+    "ModelPair",
     "Transformer",
     "TransformerConfig",
     "load_pair",

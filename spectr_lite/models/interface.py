@@ -11,7 +11,8 @@ from torch import Tensor
 class LanguageModel(Protocol):
     """What the loop asks of a model: a Transformer and a MarkovModel both offer it.
 
-    One whose calls wait for the device has an attribute `waits`, True, and decodes without graphs.
+    One whose calls wait for the device has an attribute `synchronizes`, True, and decodes without
+    graphs.
     """
 
     config: Any  # with .context, the number of positions the model knows

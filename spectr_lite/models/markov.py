@@ -2,7 +2,8 @@
 
     logits(token) = log transition[token];   for the start token, id V, log initial
 
-Its laws are exact, in float64: what the loop emits can be listed and compared to the last digit.
+Its distributions are exact, in float64: what the loop emits can be listed and compared to the last
+digit.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class NoCache:
 
 
 class MarkovModel:
-    """The chain with rows `transition` (V, V) and first-token law `initial` (V,), both float64.
+    """The chain with rows `transition` (V, V) and first-token distribution `initial` (V,), both float64.
 
-    Its vocabulary has V + 1 ids: 0..V-1, and the start token V, which no law ever emits.
+    Its vocabulary has V + 1 ids: 0..V-1, and the start token V, which no distribution ever emits.
     """
 
     def __init__(self, transition: ArrayLike, initial: ArrayLike) -> None:
@@ -44,10 +45,10 @@ class MarkovModel:
                 "They must be (V, V) and (V,)."
             )
         rows = np.vstack([transition, initial])
-        self.laws = check_distribution(rows, f"transition (initial is row {size})").numpy()
+        self.probs = check_distribution(rows, f"transition (initial is row {size})").numpy()
         self.start_token = size
         self.config = MarkovConfig(vocab_size=size + 1)
-        with_start = np.hstack([self.laws, np.zeros((size + 1, 1))])
+        with_start = np.hstack([self.probs, np.zeros((size + 1, 1))])
         self._logits = torch.from_numpy(with_start).log()
 
     @property
@@ -58,9 +59,9 @@ class MarkovModel:
     def device(self) -> torch.device:
         return self._logits.device
 
-    def next_law(self, prefix: Sequence[int]) -> np.ndarray:
-        """The law (V,) of the token after `prefix`; the empty prefix gives `initial`."""
-        return self.laws[prefix[-1] if len(prefix) else self.start_token]
+    def next_probs(self, prefix: Sequence[int]) -> np.ndarray:
+        """The distribution (V,) of the token after `prefix`; the empty prefix gives `initial`."""
+        return self.probs[prefix[-1] if len(prefix) else self.start_token]
 
     def new_cache(self, batch: int, slots: int) -> NoCache:
         return NoCache()

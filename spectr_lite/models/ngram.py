@@ -4,9 +4,9 @@
     P(w | v)   = max(c(v w) - D2, 0) / c(v .)      +  B(v) P(w),
     P(w)       = max(c(w) - D1, 0) / c(.)          +  B / V
 
-B(h) = D N(h) / c(h .), with N(h) the number of different tokens seen after h, makes each law sum to
-one; a context never seen has B = 1. D = n1 / (n1 + 2 n2), with n1 and n2 the number of n-grams
-counted once and twice.
+B(h) = D N(h) / c(h .), with N(h) the number of different tokens seen after h, makes each
+distribution sum to one; a context never seen has B = 1. D = n1 / (n1 + 2 n2), with n1 and n2 the
+number of n-grams counted once and twice.
 Source: absolute discounting, Ney, Essen and Kneser (Computer Speech and Language 8, 1994).
 
 Counts lie sorted by context, so that memory grows with the text and not with V^3. In a drafted tree
@@ -69,23 +69,23 @@ class Continuations(nn.Module):
         self.register_buffer("shares", shares.to(dtype))
         self.register_buffer("left", left.to(dtype))
 
-    def mix_into(self, laws: Tensor, contexts: Tensor) -> Tensor:
-        """Shares after each of `contexts` (R,), the rest by the shorter contexts' `laws` (R, V).
+    def mix_into(self, distributions: Tensor, contexts: Tensor) -> Tensor:
+        """Shares after each of `contexts` (R,), the rest by the shorter contexts' `probs` (R, V).
 
         Every row reads as many places as the longest list has, the spare ones with share 0: the
         shapes then do not depend on the data, and nothing waits for the device.
         """
         if not len(self.keys):
-            return laws
+            return distributions
         row = torch.searchsorted(self.keys, contexts).clamp_max(len(self.keys) - 1)
         row = torch.where(self.keys[row] == contexts, row, len(self.keys))
-        laws = laws * self.left[row][:, None]
+        distributions = distributions * self.left[row][:, None]
         end = self.start[(row + 1).clamp_max(len(self.keys))]
-        place = self.start[row][:, None] + torch.arange(self.longest, device=laws.device)
+        place = self.start[row][:, None] + torch.arange(self.longest, device=distributions.device)
         seen = place < end[:, None]
         place = place.clamp_max(len(self.tokens) - 1)
         shares = torch.where(seen, self.shares[place], 0)
-        return laws.scatter_add_(1, self.tokens[place], shares)
+        return distributions.scatter_add_(1, self.tokens[place], shares)
 
 
 class TrigramModel(nn.Module):
@@ -155,6 +155,6 @@ class TrigramModel(nn.Module):
         last = tokens.flatten()
         # No parent: a context that no text has, so that only the last token counts.
         context = torch.where(before < 0, -1, before * self.vocab_size + tokens).flatten()
-        laws = self.bigrams.mix_into(self.unigram.expand(len(last), -1), last)
-        laws = self.trigrams.mix_into(laws, context)
-        return laws.log().unflatten(0, tokens.shape)
+        distributions = self.bigrams.mix_into(self.unigram.expand(len(last), -1), last)
+        distributions = self.trigrams.mix_into(distributions, context)
+        return distributions.log().unflatten(0, tokens.shape)

@@ -24,7 +24,7 @@ ENTRIES = {  # of a pair's config.json
 
 
 @dataclass(frozen=True)
-class Pair:
+class ModelPair:
     """A large `target`, a small `draft`, and the tokenizer of both."""
 
     name: str
@@ -47,7 +47,7 @@ def load_pair(
     name: str = "bundled",
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Pair:
+) -> ModelPair:
     """A pair by its name, or from a directory laid out like models/data/sotu.
 
     "bundled" is in the package; the others need `make smollm2`; huggingface/pairs.py loads more.
@@ -56,7 +56,7 @@ def load_pair(
     FileNotFoundError for a file that is missing.
     """
     if name in smollm2.DRAFTS:
-        return Pair(name, *smollm2.load(name, device, dtype))
+        return ModelPair(name, *smollm2.load(name, device, dtype))
     directory = PAIRS.get(name, Path(name))
     if name not in PAIRS and not directory.is_dir():
         raise ValueError(
@@ -78,7 +78,7 @@ def load_pair(
             f"pair {name!r}: target, draft and tokenizer must share one vocabulary, "
             f"got sizes {sizes}; use models trained with the same tokenizer"
         )
-    return Pair(name, target, draft, tokenizer)
+    return ModelPair(name, target, draft, tokenizer)
 
 
 def read_config(directory: Path) -> dict:

@@ -41,7 +41,7 @@ class NarrowDraft(Transformer):
 
         x = W_in E[token];   logits = W_out norm(trunk(x)) + b on the proposed tokens, -inf elsewhere
 
-    A draft may leave tokens out: every verifier is lossless whatever the draft law, and what it
+    A draft may leave tokens out: every verifier is lossless whatever the way of drafting, and what it
     never proposes it never gets accepted. The head, at a vocabulary of 49,152 most of a small
     model's work, shrinks with the list. Source: FR-Spec (arXiv 2502.14856).
     """

@@ -3,7 +3,7 @@
 Tokens stand in classes by target/draft ascending. U, R: draft and target mass below a class edge, and
 G = U^k, the probability that every draft lies below it.
 
-    marginal   T = upper concave hull of the points (R, G); the winner's law has cumulative T
+    marginal   T = upper concave hull of the points (R, G); the winner's distribution has cumulative T
     times      tau_c = 1 - max { s in [0, 1] : edge c is a vertex of the lower hull of (U, T - s G) }
     winner     draw Z ~ U(0, 1); the edges with tau <= Z cut the classes into pools; the winner is a
                uniform choice among the drafts that lie in the highest pool any draft reached
@@ -12,10 +12,11 @@ G = U^k, the probability that every draft lies below it.
 
     P(winner accepted) = sum_y min(winner(y), target(y)) = alpha_k      when every token is a class
 
-The last step is lossless for whatever `winner` is, as long as it is the true law of the winner; so
-classes may be bins of similar tokens, and only acceptance is lost. The canonical decomposition into
-"choose a winner, then couple it with the target" is Khisti et al. (arXiv 2410.18234). We are not aware
-of a prior closed form of an optimal winner. The book's proofs page proves every line above.
+The last step is lossless for whatever `winner` is, as long as it is the true distribution of the
+winner; so classes may be bins of similar tokens, and only acceptance is lost. The canonical
+decomposition into "choose a winner, then couple it with the target" is Khisti et al. (arXiv
+2410.18234). We are not aware of a prior closed form of an optimal winner. The book's proofs page
+proves every line above.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class NestedPlan:
     slope: Tensor
 
     def winner(self, draft: Tensor) -> Tensor:
-        """The law of the winner, shape (..., V)."""
+        """The distribution of the winner, shape (..., V)."""
         return self.slope.gather(-1, self.class_of) * draft
 
     def classes(self, tokens: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """Draft selection as optimal transport with membership cost (OTM).
 
-Choose a joint law pi of the drafted tuple x and the output y, with the drafts' law as one marginal
-and the target as the other, so that y is a drafted token as often as possible:
+Choose a joint distribution pi of the drafted tuple x and the output y, with the drafts'
+distribution as one marginal and the target as the other, so that y is a drafted token as often as
+possible:
 
     alpha = max over pi of  sum_{x, y in S(x)} pi(x, y),     S(x) = the set of tokens in x
 
-By max-flow = min-cut, for any joint law of the drafts,
+By max-flow = min-cut, for any joint distribution of the drafts,
 
     alpha = 1 - max over token sets A of  [ P(S subset of A) - target(A) ]
 
@@ -25,9 +26,9 @@ import scipy.sparse as sp
 from spectr_lite.distributions import (
     MOST_DRAFTS,
     ArrayLike,
-    DraftLaw,
+    Drafting,
     check_count,
-    check_law,
+    check_drafting,
     check_pair,
     spelled,
 )
@@ -49,8 +50,9 @@ class LPResult:
     """An optimal transport plan, its value, and the cut that proves the value.
 
     acceptance  alpha, the optimum of the program
-    plan        joint law of (x_1, ..., x_k, y): an array with k + 1 axes of length V. Summed over its
-                last axis it is the drafts' law; summed over the others it is the target.
+    plan        joint distribution of (x_1, ..., x_k, y): an array with k + 1 axes of length V.
+    Summed over its
+                last axis it is the drafts' distribution; summed over the others it is the target.
     cut         the tokens of a worst set A: acceptance = 1 - P(S subset of A) + target(A)
     variables   the number of variables the program had
     """
@@ -91,7 +93,7 @@ def solve_lp(
     target: ArrayLike,
     k: int,
     formulation: Formulation = "reduced",
-    law: DraftLaw | None = None,
+    drafting: Drafting | None = None,
 ) -> LPResult:
     """The OTM program solved by HiGHS through cvxpy, for one pair of shape (V,).
 
@@ -104,7 +106,7 @@ def solve_lp(
     """
     pair = check_pair(draft, target)
     k = check_count(k, "k", most=MOST_DRAFTS)
-    law = check_law(law)
+    drafting = check_drafting(drafting)
     if formulation not in ("reduced", "literal"):
         raise ValueError(f"formulation: found {formulation!r}. Use 'reduced' or 'literal'.")
     if pair.draft.ndim != 1:
@@ -123,12 +125,12 @@ def solve_lp(
             f"{LP_BYTES_LIMIT // 2**30} GiB, and {MOST_AXES} axes. optimal_acceptance gives the same "
             "optimum at any size."
         )
-    drawn, mass = law.tuples(p, k, limit=LP_BYTES_LIMIT // LP_BYTES_PER_CELL)
+    drawn, mass = drafting.tuples(p, k, limit=LP_BYTES_LIMIT // LP_BYTES_PER_CELL)
     tuples, weights = drawn.numpy(), mass.numpy()
     if (tuples < 0).any():
         raise ValueError(
-            f"k: under {law!r} this draft has fewer than {k} tokens to give, so its plan has no k-th "
-            "axis. Use a smaller k; optimal_acceptance takes any."
+            f"k: under {drafting!r} this draft has fewer than {k} tokens to give, so its plan has no "
+            "k-th axis. Use a smaller k; optimal_acceptance takes any."
         )
     if formulation == "reduced":
         # Reorderings of one multiset are one node; -1 (no draft) sorts first and is never a member.

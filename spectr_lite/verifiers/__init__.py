@@ -14,7 +14,7 @@ from spectr_lite.verifiers.multipath_block import MultipathBlock
 from spectr_lite.verifiers.naive import Naive
 from spectr_lite.verifiers.optimal import Optimal
 from spectr_lite.verifiers.optimal_block import OptimalBlock
-from spectr_lite.verifiers.paths import Block, BlockLaw
+from spectr_lite.verifiers.paths import Block, BlockGivenPaths
 from spectr_lite.verifiers.recursive import Recursive
 from spectr_lite.verifiers.recursive_wor import RecursiveWithoutReplacement
 from spectr_lite.verifiers.spechub import SpecHub
@@ -37,7 +37,16 @@ RULES: dict[str, type[Verifier]] = {
     "traversal": Traversal,
 }
 
-__all__ = ["RULES", "Block", "BlockLaw", "Selection", "TreeVerifier", "Verifier", "get", "names"]
+__all__ = [
+    "RULES",
+    "Block",
+    "BlockGivenPaths",
+    "Selection",
+    "TreeVerifier",
+    "Verifier",
+    "get",
+    "names",
+]
 
 
 def get(name: str | Verifier) -> Verifier:

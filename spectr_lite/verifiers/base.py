@@ -1,9 +1,9 @@
 """What every selection rule offers, and how to add one.
 
-A rule is the conditional law of its output Y given the drafted tuple. That is the one method a new
-rule must supply; the others have exact defaults, which a rule replaces where it knows a closed form.
-The public methods check their input and accept NumPy or torch. The hooks below them work on tensors,
-check nothing and never wait for the device: the decoder calls those.
+A rule is the conditional distribution of its output Y given the drafted tuple. That is the one
+method a new rule must supply; the others have exact defaults, which a rule replaces where it knows
+a closed form. The public methods check their input and accept NumPy or torch. The hooks below them
+work on tensors, check nothing and never wait for the device: the decoder calls those.
 """
 
 from __future__ import annotations
@@ -22,14 +22,21 @@ from spectr_lite.distributions import (
     IID,
     MOST_DRAFTS,
     ArrayLike,
-    DraftLaw,
+    Drafting,
     as_generator,
     check_count,
     check_distribution,
     check_pair,
     sample,
 )
-from spectr_lite.verifiers.paths import Block, BlockLaw, emit, node, top_down, top_down_law
+from spectr_lite.verifiers.paths import (
+    Block,
+    BlockGivenPaths,
+    emit,
+    probs_at,
+    top_down,
+    top_down_distribution,
+)
 
 
 @dataclass(frozen=True)
@@ -44,20 +51,20 @@ class Verifier(ABC):
     """A token-level selection rule. `draft`, `target`: (..., V) probabilities on one vocabulary."""
 
     name: ClassVar[str] = "unnamed"
-    valid_for: ClassVar[tuple[type[DraftLaw], ...]] = (IID,)
-    default_law: ClassVar[DraftLaw] = IID()
+    valid_for: ClassVar[tuple[type[Drafting], ...]] = (IID,)
+    default_drafting: ClassVar[Drafting] = IID()
     only_k: ClassVar[int | None] = None  # the one number of drafts that a rule is made for
 
     # --- public: checked, NumPy or torch ---
 
     def acceptance(
-        self, draft: ArrayLike, target: ArrayLike, k: int, law: DraftLaw | None = None
+        self, draft: ArrayLike, target: ArrayLike, k: int, drafting: Drafting | None = None
     ) -> Any:
         """P(Y in S) with k drafts, shape (...). Raises ValueError for bad distributions or k < 1."""
         pair = check_pair(draft, target)
         k = self.check_drafts(k)
-        law = self._check_law(law)
-        return pair.restore(self.membership(pair.draft, pair.target, k, law))
+        drafting = self._check_drafting(drafting)
+        return pair.restore(self._acceptance(pair.draft, pair.target, k, drafting))
 
     def select(
         self,
@@ -74,47 +81,48 @@ class Verifier(ABC):
         # Rows of a batch that share their drafts still draw their own random numbers.
         lead = torch.broadcast_shapes(drafted.shape[:-1], pair.draft.shape[:-1])
         drafted = drafted.expand(*lead, -1)
-        token = self.pick(pair.draft, pair.target, drafted, source)
+        token = self._select(pair.draft, pair.target, drafted, source)
         accepted = (drafted == token.unsqueeze(-1)).any(-1)
         if pair.is_torch or isinstance(tokens, Tensor):
             return Selection(token, accepted)
         return Selection(token.numpy()[()], accepted.numpy()[()])
 
     def output_distribution(
-        self, draft: ArrayLike, target: ArrayLike, k: int, law: DraftLaw | None = None
+        self, draft: ArrayLike, target: ArrayLike, k: int, drafting: Drafting | None = None
     ) -> Any:
-        """The exact law of Y, shape (..., V): sum over tuples x of P(x) P(Y = y | x).
+        """The exact distribution of Y, shape (..., V): sum over tuples x of P(x) P(Y = y | x).
 
         Equals `target` if and only if the rule is lossless for this pair. Enumerates every tuple, so
         it is for tiny vocabularies; raises ValueError when V**(k+1) exceeds five million.
         """
         pair = check_pair(draft, target)
         k = self.check_drafts(k)
-        law = self._check_law(law)
+        drafting = self._check_drafting(drafting)
         shape = pair.draft.shape
         rows = [
-            mass @ self.conditional(p, q, tokens)
-            for p, q, tokens, mass in _enumerate(pair.draft, pair.target, k, law)
+            mass @ self._given_drafts(p, q, tokens)
+            for p, q, tokens, mass in _enumerate(pair.draft, pair.target, k, drafting)
         ]
         return pair.restore(torch.stack(rows).view(shape))
 
     def verify_tree(
         self,
-        draft_laws: ArrayLike,
-        target_laws: ArrayLike,
+        draft_probs: ArrayLike,
+        target_probs: ArrayLike,
         paths: ArrayLike,
         generator: int | np.random.Generator | torch.Generator | None = None,
     ) -> Block:
         """Verify K i.i.d. paths of L tokens: which are kept, and the token behind them.
 
-        `paths`: (..., K, L) ids. `draft_laws` (..., K, L, V) and `target_laws` (..., K, L + 1, V): the
-        laws at the nodes of each path; index i is the node after i of its tokens. A token rule walks
+        `paths`: (..., K, L) ids. `draft_probs` (..., K, L, V) and `target_probs` (..., K, L + 1, V): the
+        distributions at the nodes of each path; index i is the node after i of its tokens. A token
+        rule walks
         down from the root (Algorithm 3 of SpecTr). Raises ValueError when a shape does not fit, or
         when the rule is not made for i.i.d. drafts.
         """
-        self._check_law(IID())
-        draft = check_distribution(draft_laws, "draft_laws")
-        target = check_distribution(target_laws, "target_laws")
+        self._check_drafting(IID())
+        draft = check_distribution(draft_probs, "draft_probs")
+        target = check_distribution(target_probs, "target_probs")
         drafted = paths if isinstance(paths, Tensor) else torch.as_tensor(np.asarray(paths))
         length = drafted.shape[-1] if drafted.ndim else 0
         if (
@@ -123,7 +131,7 @@ class Verifier(ABC):
             or target.shape != (*drafted.shape[:-1], length + 1, draft.shape[-1])
         ):
             raise ValueError(
-                f"paths, draft_laws, target_laws: shapes {tuple(drafted.shape)}, "
+                f"paths, draft_probs, target_probs: shapes {tuple(drafted.shape)}, "
                 f"{tuple(draft.shape)}, {tuple(target.shape)}. They must be (..., K, L), "
                 "(..., K, L, V) and (..., K, L + 1, V)."
             )
@@ -131,48 +139,50 @@ class Verifier(ABC):
         drafted = _check_tokens(drafted.unsqueeze(-1), draft).squeeze(-1)
         dtype = torch.promote_types(draft.dtype, target.dtype)
         source = as_generator(generator, draft.device)
-        block = self.pick_block(draft.to(dtype), target.to(dtype), drafted, source)
-        if isinstance(draft_laws, Tensor) or isinstance(paths, Tensor):
+        block = self._verify(draft.to(dtype), target.to(dtype), drafted, source)
+        if isinstance(draft_probs, Tensor) or isinstance(paths, Tensor):
             return block
         return Block(*(value.numpy()[()] for value in (block.tokens, block.accepted, block.path)))
 
     # --- hooks: tensors only ---
 
     @abstractmethod
-    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+    def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         """P(Y = y | drafted tuple), shape (..., V). `tokens`: (..., k), -1 where a draft is dead."""
 
-    def membership(
-        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    def _acceptance(
+        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
     ) -> Tensor:
         """P(Y in S), shape (...). By enumeration unless the rule knows better."""
         rows = []
-        for p, q, tokens, mass in _enumerate(draft, target, k, law or self.default_law):
+        for p, q, tokens, mass in _enumerate(draft, target, k, drafting or self.default_drafting):
             inside = torch.zeros(len(tokens), draft.shape[-1] + 1, dtype=torch.float64)
             inside.scatter_(-1, tokens % (draft.shape[-1] + 1), 1.0)  # -1 falls on the spare column
-            rows.append(mass @ (self.conditional(p, q, tokens) * inside[:, :-1]).sum(-1))
+            rows.append(mass @ (self._given_drafts(p, q, tokens) * inside[:, :-1]).sum(-1))
         return torch.stack(rows).view(draft.shape[:-1])
 
-    def pick(
+    def _select(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
         """Token ids of shape (...). `tokens`: (..., k), -1 where a draft is dead."""
-        return sample(self.conditional(draft, target, tokens), generator)
+        return sample(self._given_drafts(draft, target, tokens), generator)
 
-    def conditional_block(self, draft_laws: Tensor, target_laws: Tensor, paths: Tensor) -> BlockLaw:
-        """The exact law of the block given the paths, shapes as in `verify_tree`."""
-        return top_down_law(self.conditional, draft_laws, target_laws, paths)
+    def _given_paths(
+        self, draft_probs: Tensor, target_probs: Tensor, paths: Tensor
+    ) -> BlockGivenPaths:
+        """The exact distribution of the block given the paths, shapes as in `verify_tree`."""
+        return top_down_distribution(self._given_drafts, draft_probs, target_probs, paths)
 
-    def pick_block(
+    def _verify(
         self,
-        draft_laws: Tensor,
-        target_laws: Tensor,
+        draft_probs: Tensor,
+        target_probs: Tensor,
         paths: Tensor,
         generator: torch.Generator,
     ) -> Block:
         """One block for each row, shapes as in `verify_tree`."""
-        laws = (partial(node, laws) for laws in (draft_laws, target_laws))
-        return top_down(self.pick, paths, *laws, generator)
+        draft, target = (partial(probs_at, probs) for probs in (draft_probs, target_probs))
+        return top_down(self._select, paths, draft, target, generator)
 
     # --- checks ---
 
@@ -186,52 +196,54 @@ class Verifier(ABC):
             )
         return k
 
-    def _check_law(self, law: DraftLaw | None) -> DraftLaw:
-        law = self.default_law if law is None else law
-        if not isinstance(law, self.valid_for):
+    def _check_drafting(self, drafting: Drafting | None) -> Drafting:
+        drafting = self.default_drafting if drafting is None else drafting
+        if not isinstance(drafting, self.valid_for):
             raise ValueError(
-                f"law: {self.name!r} is not lossless for drafts drawn by {law!r}, only for "
-                f"{', '.join(kind.__name__ for kind in self.valid_for)}. Choose a rule made for that "
-                "law; 'target-only' is valid for every law."
+                f"drafting: {self.name!r} is not lossless for drafts drawn by {drafting!r}, only "
+                f"for {', '.join(kind.__name__ for kind in self.valid_for)}. Choose a rule made for "
+                "that drafting; 'target-only' is valid for every one."
             )
-        return law
+        return drafting
 
 
 class TreeVerifier(Verifier):
     """A rule for K i.i.d. paths. Shapes as in `Verifier.verify_tree`."""
 
     @abstractmethod
-    def conditional_block(
-        self, draft_laws: Tensor, target_laws: Tensor, paths: Tensor
-    ) -> BlockLaw: ...
+    def _given_paths(
+        self, draft_probs: Tensor, target_probs: Tensor, paths: Tensor
+    ) -> BlockGivenPaths: ...
 
-    def pick_block(
+    def _verify(
         self,
-        draft_laws: Tensor,
-        target_laws: Tensor,
+        draft_probs: Tensor,
+        target_probs: Tensor,
         paths: Tensor,
         generator: torch.Generator,
     ) -> Block:
-        law = self.conditional_block(draft_laws, target_laws, paths)
-        place = sample(law.stop.flatten(-2), generator)
-        nodes = law.extra.flatten(-3, -2)
+        given = self._given_paths(draft_probs, target_probs, paths)
+        place = sample(given.stop.flatten(-2), generator)
+        nodes = given.extra.flatten(-3, -2)
         index = place[..., None, None].expand(*place.shape, 1, nodes.shape[-1])
         last = sample(nodes.gather(-2, index).squeeze(-2), generator)
         width = paths.shape[-1] + 1
         return emit(paths, place // width, place % width, last)
 
-    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
-        """The law of Y with one-token paths. What follows them does not matter; the target will do."""
+    def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+        """The distribution of Y with one-token paths. What follows them does not matter; the target
+        will do.
+        """
         lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1], tokens.shape[:-1])
         count, vocabulary = tokens.shape[-1], draft.shape[-1]
         tokens = tokens.expand(*lead, count)
-        law = self.conditional_block(
+        given = self._given_paths(
             draft.unsqueeze(-2).unsqueeze(-2).expand(*lead, count, 1, vocabulary),
             target.unsqueeze(-2).unsqueeze(-2).expand(*lead, count, 2, vocabulary),
             tokens.unsqueeze(-1),
         )
-        refused = (law.stop[..., :1] * law.extra[..., 0, :]).sum(-2)
-        return refused.scatter_add(-1, tokens.clamp_min(0), law.stop[..., 1])
+        refused = (given.stop[..., :1] * given.extra[..., 0, :]).sum(-2)
+        return refused.scatter_add(-1, tokens.clamp_min(0), given.stop[..., 1])
 
 
 def _check_tokens(tokens: ArrayLike, draft: Tensor) -> Tensor:
@@ -264,11 +276,11 @@ def _check_tokens(tokens: ArrayLike, draft: Tensor) -> Tensor:
 
 
 def _enumerate(
-    draft: Tensor, target: Tensor, k: int, law: DraftLaw
+    draft: Tensor, target: Tensor, k: int, drafting: Drafting
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """For each row of the batch: draft (V,), target (V,), tuples (N, k) and their law (N,)."""
+    """For each row of the batch: draft (V,), target (V,), tuples (N, k) and their distribution (N,)."""
     vocabulary = draft.shape[-1]
     draft, target = draft.to(torch.float64), target.to(torch.float64)
     for p, q in zip(draft.reshape(-1, vocabulary), target.reshape(-1, vocabulary), strict=True):
-        tokens, mass = law.tuples(p, k)
+        tokens, mass = drafting.tuples(p, k)
         yield p, q, tokens, mass

@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import DraftLaw
+from spectr_lite.distributions import Drafting
 from spectr_lite.verifiers.base import TreeVerifier
-from spectr_lite.verifiers.paths import BlockLaw, verify_path
+from spectr_lite.verifiers.paths import BlockGivenPaths, verify_path
 
 
 class BlockVerification(TreeVerifier):
@@ -26,13 +26,15 @@ class BlockVerification(TreeVerifier):
     name = "block"
     only_k = 1
 
-    def conditional_block(self, draft_laws: Tensor, target_laws: Tensor, paths: Tensor) -> BlockLaw:
+    def _given_paths(
+        self, draft_probs: Tensor, target_probs: Tensor, paths: Tensor
+    ) -> BlockGivenPaths:
         stop, extra = verify_path(
-            draft_laws[..., 0, :, :], target_laws[..., 0, :, :], paths[..., 0, :]
+            draft_probs[..., 0, :, :], target_probs[..., 0, :, :], paths[..., 0, :]
         )
-        return BlockLaw(stop.unsqueeze(-2), extra.unsqueeze(-3))
+        return BlockGivenPaths(stop.unsqueeze(-2), extra.unsqueeze(-3))
 
-    def membership(
-        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    def _acceptance(
+        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
     ) -> Tensor:
         return torch.minimum(draft, target).sum(-1)

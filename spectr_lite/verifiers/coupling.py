@@ -11,32 +11,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import DraftLaw, at, sample, uniform
+from spectr_lite.distributions import Drafting, probability_of, sample, uniform
 from spectr_lite.verifiers.base import Verifier
 
 
 def couple_winner(chance: Tensor, winner: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
-    """The law of Y (..., V) when draft i is the winner with probability chance[..., i].
+    """The distribution of Y (..., V) when draft i is the winner with probability chance[..., i].
 
-    `winner` (..., V) is the law of the winner over all tuples. It is accepted with probability
+    `winner` (..., V) is the distribution of the winner over all tuples. It is accepted with probability
     min(1, target / winner), and otherwise Y ~ (target - winner)+. A dead draft has chance 0.
     """
-    mass = at(winner, tokens)
-    accept = torch.where(mass > 0, at(target, tokens) / mass, 1.0).clamp_max(1)
+    mass = probability_of(winner, tokens)
+    accept = torch.where(mass > 0, probability_of(target, tokens) / mass, 1.0).clamp_max(1)
     residual = (target - winner).clamp_min(0)
     total = residual.sum(-1, keepdim=True)
     rejected = (chance * (1 - accept)).sum(-1, keepdim=True)
-    law = rejected * residual / torch.where(total > 0, total, 1)
+    probs = rejected * residual / torch.where(total > 0, total, 1)
     kept = chance * accept
-    return law.scatter_add(-1, tokens.clamp_min(0).expand_as(kept), kept)
+    return probs.scatter_add(-1, tokens.clamp_min(0).expand_as(kept), kept)
 
 
-def couple(token: Tensor, law: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
-    """Y (...), coupled with `token` (..., 1), which follows `law` (..., V)."""
+def couple(token: Tensor, probs: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
+    """Y (...), coupled with `token` (..., 1), which follows `drafting` (..., V)."""
     eta = uniform(token.shape, generator)
-    accepted = eta * at(law, token) < at(target, token)
+    accepted = eta * probability_of(probs, token) < probability_of(target, token)
     # One residual for each token: rows that shared one would share the Y drawn from it.
-    left = (target - law).clamp_min(0).expand(*token.shape[:-1], -1)
+    left = (target - probs).clamp_min(0).expand(*token.shape[:-1], -1)
     return torch.where(accepted[..., 0], token[..., 0], sample(left, generator))
 
 
@@ -46,15 +46,15 @@ class Coupling(Verifier):
     name = "coupling"
     only_k = 1
 
-    def membership(
-        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    def _acceptance(
+        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
     ) -> Tensor:
         return torch.minimum(draft, target).sum(-1)
 
-    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
-        return couple_winner(torch.ones_like(at(draft, tokens)), draft, target, tokens)
+    def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+        return couple_winner(torch.ones_like(probability_of(draft, tokens)), draft, target, tokens)
 
-    def pick(
+    def _select(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
         return couple(tokens, draft, target, generator)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import DraftLaw, at, sample, uniform
+from spectr_lite.distributions import Drafting, probability_of, sample, uniform
 from spectr_lite.verifiers import paths
 from spectr_lite.verifiers.base import Verifier
 
@@ -48,7 +48,7 @@ def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
     k = torch.as_tensor(k, dtype=torch.float64, device=draft.device)
     lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1], k.shape)
     low, high = torch.ones_like(k).expand(lead), k.expand(lead)
-    following, looks = low, draft.device.type in paths.LOOKS
+    following, looks = low, draft.device.type in paths.SYNC_IS_FREE
     for _ in range(MOST_STEPS if looks else NEWTON_STEPS):
         rho = following
         scaled = rho.unsqueeze(-1) * draft
@@ -86,7 +86,9 @@ def bisected_rho(draft: Tensor, target: Tensor, k: int, halvings: int = 60) -> T
 
 
 def residual(draft: Tensor, target: Tensor, rho: Tensor, k: Tensor | int) -> Tensor:
-    """The law of Y once all k drafts are rejected, unnormalised; its mass is 1 - p_acc. (..., V)."""
+    """The distribution of Y once all k drafts are rejected, unnormalised; its mass is 1 - p_acc.
+    (..., V).
+    """
     beta = acceptance_of_one(draft, target, rho)
     share = torch.where(beta > 0, acceptance_of_any(beta, k) / beta, 0.0)
     kept = torch.minimum(draft, target / rho.unsqueeze(-1)).to(torch.float64)
@@ -119,8 +121,8 @@ class KSeq(Verifier):
             return optimal_rho(draft, target, k)
         return torch.full(draft.shape[:-1], self.rho, dtype=torch.float64, device=draft.device)
 
-    def membership(
-        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    def _acceptance(
+        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
     ) -> Tensor:
         """p_acc + P(the residual hits a rejected draft); the second term is 0 at rho*."""
         rho = self._rho(draft, target, torch.as_tensor(k, device=draft.device), k)
@@ -133,26 +135,28 @@ class KSeq(Verifier):
         hit = residual(draft, target, rho, k) * acceptance_of_any(refused.clamp(0, 1), k)
         return in_loop + hit.sum(-1)
 
-    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+    def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         k = (tokens >= 0).sum(-1)
         rho = self._rho(draft, target, k, tokens.shape[-1])
-        scaled = rho.unsqueeze(-1) * at(draft, tokens)
-        accept = torch.where(scaled > 0, at(target, tokens) / scaled, 0.0).clamp_max(1)
+        scaled = rho.unsqueeze(-1) * probability_of(draft, tokens)
+        accept = torch.where(scaled > 0, probability_of(target, tokens) / scaled, 0.0).clamp_max(1)
         reached = torch.cumprod(1 - accept, -1)
         first = accept * torch.cat([torch.ones_like(reached[..., :1]), reached[..., :-1]], -1)
         left = residual(draft, target, rho, k)
         total = left.sum(-1, keepdim=True)
-        law = reached[..., -1:] * left / torch.where(total > 0, total, 1)
-        return law.scatter_add(-1, tokens.clamp_min(0).expand_as(first), first)
+        probs = reached[..., -1:] * left / torch.where(total > 0, total, 1)
+        return probs.scatter_add(-1, tokens.clamp_min(0).expand_as(first), first)
 
-    def pick(
+    def _select(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
         k = (tokens >= 0).sum(-1)
         rho = self._rho(draft, target, k, tokens.shape[-1])
         eta = uniform(tokens.shape, generator)
         # Strict, and without dividing: a token the target never says is never accepted.
-        accepted = eta * rho.unsqueeze(-1) * at(draft, tokens) < at(target, tokens)
+        accepted = eta * rho.unsqueeze(-1) * probability_of(draft, tokens) < probability_of(
+            target, tokens
+        )
         first = accepted.to(torch.int8).argmax(-1, keepdim=True)
         corrected = sample(residual(draft, target, rho, k), generator)
         return torch.where(accepted.any(-1), tokens.gather(-1, first).squeeze(-1), corrected)

@@ -7,11 +7,11 @@
                   skewed(y) = [F(y)^K - (F(y) - m draft(y))^K] / [(lo + m)^K - lo^K]
     verify    block verification of that path, with `skewed` in place of the draft
 
-The law of the selected path needs laws on that path alone. With K = 1 it is block verification.
-Source: Thomas and Pal (arXiv 2602.16961), after public descriptions and two public copies of its code.
-One copy caps target/draft at 1 before ranking; the ties that makes go to the draft met first, while its
-skewed law gives them to the higher id. Here, as in the other copy, nothing is capped, and one order
-serves both uses.
+The distribution of the selected path needs distributions on that path alone. With K = 1 it is block
+verification. Source: Thomas and Pal (arXiv 2602.16961), after public descriptions and two public
+copies of its code. One copy caps target/draft at 1 before ranking; the ties that makes go to the
+draft met first, while its skewed distribution gives them to the higher id. Here, as in the other
+copy, nothing is capped, and one order serves both uses.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import at, by_ratio
+from spectr_lite.distributions import by_ratio, probability_of
 from spectr_lite.verifiers.base import TreeVerifier
-from spectr_lite.verifiers.paths import BlockLaw, node, verify_path
+from spectr_lite.verifiers.paths import BlockGivenPaths, probs_at, verify_path
 
 
 class MultipathBlock(TreeVerifier):
@@ -29,15 +29,17 @@ class MultipathBlock(TreeVerifier):
 
     name = "multipath-block"
 
-    def conditional_block(self, draft_laws: Tensor, target_laws: Tensor, paths: Tensor) -> BlockLaw:
+    def _given_paths(
+        self, draft_probs: Tensor, target_probs: Tensor, paths: Tensor
+    ) -> BlockGivenPaths:
         alive = paths[..., 0] >= 0
         count = alive.sum(-1, keepdim=True)
         path = alive.to(torch.int8).argmax(-1)
-        low = torch.zeros_like(count, dtype=target_laws.dtype)
+        low = torch.zeros_like(count, dtype=target_probs.dtype)
         mass = torch.ones_like(low)
         skewed = []
         for i in range(paths.shape[-1]):
-            draft, target = node(draft_laws, path, i), node(target_laws, path, i)
+            draft, target = probs_at(draft_probs, path, i), probs_at(target_probs, path, i)
             order = by_ratio(draft, target)
             ordered = draft.gather(-1, order)
             below = torch.zeros_like(draft).scatter(-1, order, ordered.cumsum(-1) - ordered)
@@ -50,22 +52,25 @@ class MultipathBlock(TreeVerifier):
             alive = alive & (held == held.amax(-1, keepdim=True))
             path = alive.to(torch.int8).argmax(-1)
             token = here.gather(-1, path.unsqueeze(-1))
-            low, mass = low + mass * at(below, token), mass * at(draft, token)
+            low, mass = (
+                low + mass * probability_of(below, token),
+                mass * probability_of(draft, token),
+            )
             # Only the ratio of the two matters, and both shrink with every token.
             low, mass = low / (low + mass), mass / (low + mass)
         index = path[..., None, None]
         followed = paths.take_along_dim(index, -2).squeeze(-2)
-        aims = target_laws.take_along_dim(index[..., None], -3).squeeze(-3)
+        aims = target_probs.take_along_dim(index[..., None], -3).squeeze(-3)
         stop, extra = verify_path(torch.stack(skewed, -2), aims, followed)
         selected = torch.arange(paths.shape[-2], device=paths.device) == path.unsqueeze(-1)
         stop = stop.unsqueeze(-2) * selected.unsqueeze(-1)
-        return BlockLaw(stop, extra.unsqueeze(-3).expand(*stop.shape, -1))
+        return BlockGivenPaths(stop, extra.unsqueeze(-3).expand(*stop.shape, -1))
 
 
 def skew(
     draft: Tensor, below: Tensor, low: Tensor, mass: Tensor, count: Tensor, most: int
 ) -> Tensor:
-    """The law of the selected path's next token, (..., V). `count` paths (..., 1), at most `most`.
+    """Probabilities of the selected path's next token, (..., V). `count` paths (..., 1), at most `most`.
 
     a^n - b^n = (a - b) sum_i a^i b^(n-1-i): all terms positive, no digits lost.
     """

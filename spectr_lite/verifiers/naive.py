@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import IID, DraftLaw, WithoutReplacement, at
+from spectr_lite.distributions import IID, Drafting, WithoutReplacement, probability_of
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.coupling import couple, couple_winner
 
@@ -24,19 +24,19 @@ class Naive(Verifier):
     name = "naive"
     valid_for = (IID, WithoutReplacement)
 
-    def membership(
-        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    def _acceptance(
+        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
     ) -> Tensor:
-        if not isinstance(law or self.default_law, IID):
-            return super().membership(draft, target, k, law)
+        if not isinstance(drafting or self.default_drafting, IID):
+            return super()._acceptance(draft, target, k, drafting)
         hit = -torch.expm1((k - 1) * torch.log1p(-draft.clamp_max(1))) if k > 1 else 0.0
         return (torch.minimum(draft, target) + (target - draft).clamp_min(0) * hit).sum(-1)
 
-    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+    def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         first = _first_alive(tokens)
-        return couple_winner(torch.ones_like(at(draft, first)), draft, target, first)
+        return couple_winner(torch.ones_like(probability_of(draft, first)), draft, target, first)
 
-    def pick(
+    def _select(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
         lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])

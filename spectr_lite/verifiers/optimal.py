@@ -3,8 +3,8 @@
     draw the winner by the plan (transport/nested.py); accept it with probability
     min(1, target(w) / winner(w)), otherwise  Y ~ (target - winner)+
 
-Lossless for whatever `winner` is, as long as it is the true law of the winner; so classes may be bins of
-similar tokens, and only acceptance is lost.
+Lossless for whatever `winner` is, as long as it is the true distribution of the winner; so classes
+may be bins of similar tokens, and only acceptance is lost.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import DraftLaw, check_count
+from spectr_lite.distributions import Drafting, check_count
 from spectr_lite.transport.nested import NestedPlan, plan
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.coupling import couple, couple_winner
@@ -38,18 +38,18 @@ class Optimal(Verifier):
         counts, rows = k.unique(return_inverse=True)
         return self.plan(draft, target, counts).take(rows)
 
-    def membership(
-        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    def _acceptance(
+        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
     ) -> Tensor:
         """P(winner accepted). With bins P(Y in S) can exceed it, by no more than the gap to alpha."""
         winner = self.plan(draft, target, k).winner(draft)
         return torch.minimum(winner, target).sum(-1)
 
-    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+    def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         made = self._plan_of(draft, target, tokens)
         return couple_winner(made.chances(tokens), made.winner(draft), target, tokens)
 
-    def pick(
+    def _select(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
         made = self._plan_of(draft, target, tokens)

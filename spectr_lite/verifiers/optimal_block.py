@@ -1,7 +1,8 @@
 """Optimal selection and block verification: the best child on the way down, the block on the way up.
 
     down   at a node with M living paths choose a child by the optimal plan for M drafts (nested
-           priority); keep its paths. r_i = the law of the chosen token, the plan's true marginal
+           priority); keep its paths. r_i = the distribution of the chosen token, the plan's true
+           marginal
     up     block verification of the path so chosen, with r_i in place of the draft
 
 Lossless for any way of choosing a child: given what was chosen, the paths below it are still i.i.d.
@@ -16,15 +17,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import DraftLaw, sample
+from spectr_lite.distributions import Drafting, sample
 from spectr_lite.verifiers.base import TreeVerifier
 from spectr_lite.verifiers.optimal import Optimal
 from spectr_lite.verifiers.paths import (
     Block,
-    BlockLaw,
+    BlockGivenPaths,
     emit,
     is_first,
-    node,
+    probs_at,
     shared_prefix,
     verify_path,
 )
@@ -38,34 +39,38 @@ class OptimalBlock(TreeVerifier):
     def __init__(self, classes: int | None = 256) -> None:
         self.selection = Optimal(classes)
 
-    def membership(
-        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    def _acceptance(
+        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
     ) -> Tensor:
-        return self.selection.membership(draft, target, k, law)
+        return self.selection._acceptance(draft, target, k, drafting)
 
-    def conditional_block(self, draft_laws: Tensor, target_laws: Tensor, paths: Tensor) -> BlockLaw:
+    def _given_paths(
+        self, draft_probs: Tensor, target_probs: Tensor, paths: Tensor
+    ) -> BlockGivenPaths:
         """Plans every node: the number of paths through it is known before anything is chosen."""
         shared = shared_prefix(paths)
         itself = torch.eye(paths.shape[-2], dtype=torch.bool, device=paths.device)
-        chosen = torch.ones(paths.shape[:-1], dtype=target_laws.dtype, device=paths.device)
+        chosen = torch.ones(paths.shape[:-1], dtype=target_probs.dtype, device=paths.device)
         marginals = []
         for i in range(paths.shape[-1]):
             here = paths[..., i].unsqueeze(-2)
             offered = torch.where(shared[..., i], here, -1)
             offered = torch.where(itself & (offered.amax(-1, keepdim=True) < 0), 0, offered)
             chance, marginal = self._plan(
-                draft_laws[..., i, :], target_laws[..., i, :], offered, (offered >= 0).sum(-1)
+                draft_probs[..., i, :], target_probs[..., i, :], offered, (offered >= 0).sum(-1)
             )
             chosen = chosen * (chance * shared[..., i + 1]).sum(-1)
-            marginals.append(marginal.to(target_laws.dtype))
-        stop, extra = verify_path(torch.stack(marginals, -2), target_laws, paths)
+            marginals.append(marginal.to(target_probs.dtype))
+        stop, extra = verify_path(torch.stack(marginals, -2), target_probs, paths)
         chosen = chosen * is_first(shared)[..., -1]
-        return BlockLaw(stop * chosen.unsqueeze(-1), extra)
+        return BlockGivenPaths(stop * chosen.unsqueeze(-1), extra)
 
     def _plan(
         self, draft: Tensor, target: Tensor, offered: Tensor, count: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Chances of the offered tokens and the winner's law: one plan for each distinct node."""
+        """Chances of the offered tokens and the winner's distribution: one plan for each distinct
+        node.
+        """
         vocabulary = draft.shape[-1]
         key = torch.cat([draft, target, count.unsqueeze(-1)], -1).flatten(0, -2)
         nodes, row = key.unique(dim=0, return_inverse=True)
@@ -75,10 +80,10 @@ class OptimalBlock(TreeVerifier):
         marginal = plan.winner(drafts)[row]
         return chance.view(offered.shape), marginal.view(draft.shape)
 
-    def pick_block(
+    def _verify(
         self,
-        draft_laws: Tensor,
-        target_laws: Tensor,
+        draft_probs: Tensor,
+        target_probs: Tensor,
         paths: Tensor,
         generator: torch.Generator,
     ) -> Block:
@@ -87,7 +92,7 @@ class OptimalBlock(TreeVerifier):
         path = alive.to(torch.int8).argmax(-1)
         marginals, targets = [], []
         for i in range(paths.shape[-1]):
-            draft, target = node(draft_laws, path, i), node(target_laws, path, i)
+            draft, target = probs_at(draft_probs, path, i), probs_at(target_probs, path, i)
             offered = torch.where(alive, paths[..., i], -1)
             plan = self.selection.plan(draft, target, alive.sum(-1))
             winner = plan.draw(offered, generator)
@@ -95,7 +100,7 @@ class OptimalBlock(TreeVerifier):
             targets.append(target)
             alive = alive & (offered == offered.gather(-1, winner))
             path = winner.squeeze(-1)
-        targets.append(node(target_laws, path, paths.shape[-1]))
+        targets.append(probs_at(target_probs, path, paths.shape[-1]))
         index = path[..., None, None].expand(*path.shape, 1, paths.shape[-1])
         stop, extra = verify_path(
             torch.stack(marginals, -2),

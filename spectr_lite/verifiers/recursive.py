@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import DraftLaw, at, sample, uniform
+from spectr_lite.distributions import Drafting, probability_of, sample, uniform
 from spectr_lite.verifiers.base import Verifier
 
 
@@ -33,8 +33,8 @@ class Recursive(Verifier):
 
     name = "recursive"
 
-    def membership(
-        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    def _acceptance(
+        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
     ) -> Tensor:
         missed = torch.ones(draft.shape[:-1], dtype=torch.float64, device=draft.device)
         for _ in range(k):
@@ -43,24 +43,26 @@ class Recursive(Verifier):
         return 1 - missed
 
     def after_refusal(self, draft: Tensor, token: Tensor) -> Tensor:
-        """The law of the next draft once `token` (..., 1) is refused: with repeats, the same."""
+        """The distribution of the next draft once `token` (..., 1) is refused: with repeats, the
+        same.
+        """
         return draft
 
-    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+    def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
         left, offered = target.expand(*lead, -1), draft.expand(*lead, -1)
-        law = torch.zeros_like(left)
+        probs = torch.zeros_like(left)
         reached = left.new_ones(*lead, 1)
         for token in tokens.expand(*lead, -1).split(1, -1):
-            mass = at(offered, token)
-            accept = torch.where(mass > 0, at(left, token) / mass, 0.0).clamp_max(1)
-            law = law.scatter_add(-1, token.clamp_min(0), reached * accept)
+            mass = probability_of(offered, token)
+            accept = torch.where(mass > 0, probability_of(left, token) / mass, 0.0).clamp_max(1)
+            probs = probs.scatter_add(-1, token.clamp_min(0), reached * accept)
             reached = reached * (1 - accept)
             left = torch.where(token >= 0, residual(left, offered), left)
             offered = self.after_refusal(offered, token)
-        return law + reached * left
+        return probs + reached * left
 
-    def pick(
+    def _select(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
         lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
@@ -69,7 +71,9 @@ class Recursive(Verifier):
         left, offered = target.expand(*lead, -1), draft.expand(*lead, -1)
         accepted = []
         for i, token in enumerate(tokens.split(1, -1)):
-            accepted.append(eta[..., i : i + 1] * at(offered, token) < at(left, token))
+            accepted.append(
+                eta[..., i : i + 1] * probability_of(offered, token) < probability_of(left, token)
+            )
             left = torch.where(token >= 0, residual(left, offered), left)
             offered = self.after_refusal(offered, token)
         taken = torch.cat(accepted, -1)

@@ -34,8 +34,8 @@ class RecursiveWithoutReplacement(Recursive):
 
     name = "recursive-wor"
     valid_for = (WithoutReplacement,)
-    default_law = WithoutReplacement()
-    membership = Verifier.membership
+    default_drafting = WithoutReplacement()
+    _acceptance = Verifier._acceptance
 
     def after_refusal(self, draft: Tensor, token: Tensor) -> Tensor:
         return without(draft, token)

@@ -4,7 +4,7 @@
     accept X with probability min(1, target(X) / p'(X)); otherwise  Y ~ (target - p')+
     P(Y in S) = target(a) + sum_{y != a} min(p', target)
 
-Y = a is always accepted, since a is always drafted. That is the optimum for this draft law.
+Y = a is always accepted, since a is always drafted. That is the optimum for this way of drafting.
 The paper draws ordered pairs, (x, a) with probability draft(x) and (a, x) with draft(a) draft(x) /
 (1 - draft(a)). Added up, the pair {a, x} has probability p'(x): `TopM(1)` with two drafts.
 Source: SpecHub (arXiv 2411.05289), defined for two drafts.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import DraftLaw, TopM, at
+from spectr_lite.distributions import Drafting, TopM, probability_of
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.coupling import couple, couple_winner
 from spectr_lite.verifiers.recursive_wor import without
@@ -26,21 +26,23 @@ class SpecHub(Verifier):
 
     name = "spechub"
     valid_for = (TopM,)
-    default_law = TopM(1)
+    default_drafting = TopM(1)
     only_k = 2
 
-    def membership(
-        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    def _acceptance(
+        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
     ) -> Tensor:
         hub = draft.argsort(dim=-1, descending=True, stable=True)[..., :1]
-        return at(target, hub).squeeze(-1) + torch.minimum(without(draft, hub), target).sum(-1)
+        return probability_of(target, hub).squeeze(-1) + torch.minimum(
+            without(draft, hub), target
+        ).sum(-1)
 
-    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+    def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         rest, other = self._beside_hub(draft, tokens)
-        law = couple_winner(torch.ones_like(at(rest, other)), rest, target, other)
-        return torch.where(other < 0, target, law)  # the hub was all that the draft can say
+        probs = couple_winner(torch.ones_like(probability_of(rest, other)), rest, target, other)
+        return torch.where(other < 0, target, probs)  # the hub was all that the draft can say
 
-    def pick(
+    def _select(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
         rest, other = self._beside_hub(draft, tokens)
@@ -52,11 +54,11 @@ class SpecHub(Verifier):
         hub, other = tokens.expand(*lead, -1).split(1, -1)
         return without(draft.expand(*lead, -1), hub), other
 
-    def _check_law(self, law: DraftLaw | None) -> DraftLaw:
-        law = super()._check_law(law)
-        if law != TopM(1):
+    def _check_drafting(self, drafting: Drafting | None) -> Drafting:
+        drafting = super()._check_drafting(drafting)
+        if drafting != TopM(1):
             raise ValueError(
-                f"law: 'spechub' has one hub, found {law!r}. Use TopM(1), or 'target-only', which is "
-                "valid for every law."
+                f"drafting: 'spechub' has one hub, found {drafting!r}. Use TopM(1), or "
+                "'target-only', which is valid for every drafting."
             )
-        return law
+        return drafting

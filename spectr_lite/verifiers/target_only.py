@@ -2,8 +2,8 @@
 
     Y ~ target;   P(Y in S) = sum_y target(y) (1 - (1 - draft(y))^k)                       i.i.d. drafts
 
-The only rule here that never reads the draft, so the only one that is valid for every draft law, even
-for the deterministic top-k tokens of EAGLE-2 (arXiv 2406.16858).
+The only rule here that never reads the draft, so the only one that is valid for every way of
+drafting, even for the deterministic top-k tokens of EAGLE-2 (arXiv 2406.16858).
 Source: naive speculative sampling in SpecInfer (arXiv 2305.09781), there called NSS.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import IID, DraftLaw, TopM, WithoutReplacement, sample
+from spectr_lite.distributions import IID, Drafting, TopM, WithoutReplacement, sample
 from spectr_lite.verifiers.base import Verifier
 
 
@@ -22,18 +22,18 @@ class TargetOnly(Verifier):
     name = "target-only"
     valid_for = (IID, WithoutReplacement, TopM)
 
-    def membership(
-        self, draft: Tensor, target: Tensor, k: int, law: DraftLaw | None = None
+    def _acceptance(
+        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
     ) -> Tensor:
-        if not isinstance(law or self.default_law, IID):
-            return super().membership(draft, target, k, law)
+        if not isinstance(drafting or self.default_drafting, IID):
+            return super()._acceptance(draft, target, k, drafting)
         return (target * -torch.expm1(k * torch.log1p(-draft.clamp_max(1)))).sum(-1)
 
-    def conditional(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+    def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         lead = torch.broadcast_shapes(target.shape[:-1], tokens.shape[:-1])
         return target.expand(*lead, -1)
 
-    def pick(
+    def _select(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
-        return sample(self.conditional(draft, target, tokens), generator)
+        return sample(self._given_drafts(draft, target, tokens), generator)

@@ -17,9 +17,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import at
+from spectr_lite.distributions import probability_of
 from spectr_lite.verifiers.base import TreeVerifier
-from spectr_lite.verifiers.paths import BlockLaw, shared_prefix
+from spectr_lite.verifiers.paths import BlockGivenPaths, shared_prefix
 from spectr_lite.verifiers.recursive_wor import without
 
 
@@ -28,35 +28,39 @@ class Traversal(TreeVerifier):
 
     name = "traversal"
 
-    def conditional_block(self, draft_laws: Tensor, target_laws: Tensor, paths: Tensor) -> BlockLaw:
+    def _given_paths(
+        self, draft_probs: Tensor, target_probs: Tensor, paths: Tensor
+    ) -> BlockGivenPaths:
         count, length = paths.shape[-2:]
         order = depth_first(paths)
         paths = paths.take_along_dim(order[..., None], -2)
-        draft_laws = draft_laws.take_along_dim(order[..., None, None], -3)
-        target_laws = target_laws.take_along_dim(order[..., None, None], -3)
+        draft_probs = draft_probs.take_along_dim(order[..., None, None], -3)
+        target_probs = target_probs.take_along_dim(order[..., None, None], -3)
         shared = shared_prefix(paths)
         # How many tokens each path shares with the one before it; -1 where either is dead.
         common = shared[..., 1:, :, :].diagonal(dim1=-3, dim2=-2).long().sum(-2) - 1
         before = torch.nn.functional.pad(common, (1, 0), value=-1)
         after = torch.nn.functional.pad(common, (0, 1), value=-1)
-        reached = torch.ones_like(paths[..., 0, 0], dtype=target_laws.dtype)
+        reached = torch.ones_like(paths[..., 0, 0], dtype=target_probs.dtype)
         weight = [torch.ones_like(reached) for _ in range(length + 1)]
-        target = [target_laws[..., 0, i, :] for i in range(length + 1)]
-        draft = [draft_laws[..., 0, i, :] for i in range(length)]
+        target = [target_probs[..., 0, i, :] for i in range(length + 1)]
+        draft = [draft_probs[..., 0, i, :] for i in range(length)]
         stop, extra = [], []
         for j in range(count):
             alive = paths[..., j, 0] >= 0
             for i in range(length + 1):  # what this path does not share starts afresh
                 fresh = before[..., j] < i
-                target[i] = torch.where(fresh[..., None], target_laws[..., j, i, :], target[i])
+                target[i] = torch.where(fresh[..., None], target_probs[..., j, i, :], target[i])
                 if i < length:
-                    draft[i] = torch.where(fresh[..., None], draft_laws[..., j, i, :], draft[i])
+                    draft[i] = torch.where(fresh[..., None], draft_probs[..., j, i, :], draft[i])
                 if i == 0:
                     weight[0] = torch.where(fresh, 1.0, weight[0])
                     continue
                 token = paths[..., j, i - 1 : i]
-                mass = at(draft[i - 1], token).squeeze(-1)
-                ratio = torch.where(mass > 0, at(target[i - 1], token).squeeze(-1) / mass, 0.0)
+                mass = probability_of(draft[i - 1], token).squeeze(-1)
+                ratio = torch.where(
+                    mass > 0, probability_of(target[i - 1], token).squeeze(-1) / mass, 0.0
+                )
                 weight[i] = torch.where(fresh, (weight[i - 1] * ratio).clamp_max(1), weight[i])
             kept, behind = [], []
             for i in range(length, -1, -1):  # leaves that no later path needs, from the bottom
@@ -69,7 +73,7 @@ class Traversal(TreeVerifier):
             stop.append(torch.stack(kept[::-1], -1))
             extra.append(torch.stack(behind[::-1], -2))
         back = order.argsort(-1)
-        return BlockLaw(
+        return BlockGivenPaths(
             torch.stack(stop, -2).take_along_dim(back[..., None], -2),
             torch.stack(extra, -3).take_along_dim(back[..., None, None], -3),
         )

@@ -24,13 +24,13 @@ def cell(tokens: np.ndarray, vocabulary: int) -> np.ndarray:
     return ((tokens + 1) * (vocabulary + 1) ** np.arange(tokens.shape[-1])).sum(-1)
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize("drafting", LAWS, ids=str)
 @pytest.mark.parametrize("k", [1, 2, 3, 6])
-def test_what_is_sampled_is_what_is_enumerated(law, k):
+def test_what_is_sampled_is_what_is_enumerated(drafting, k):
     draft = torch.tensor(DRAFT)
-    drawn = law.sample(draft.expand(40_000, -1), k, torch.Generator().manual_seed(0))
+    drawn = drafting.sample(draft.expand(40_000, -1), k, torch.Generator().manual_seed(0))
     assert drawn.shape == (40_000, k)
-    tokens, mass = law.tuples(draft, k)
+    tokens, mass = drafting.tuples(draft, k)
     size = 6**k
     counts = np.bincount(cell(drawn.numpy(), 5), minlength=size)
     expected = np.bincount(cell(tokens.numpy(), 5), mass.numpy(), minlength=size)
@@ -39,10 +39,10 @@ def test_what_is_sampled_is_what_is_enumerated(law, k):
         assert chi_square(counts, expected).p_value > 1e-6
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize("drafting", LAWS, ids=str)
 @given(draft=st.integers(1, 5).flatmap(distributions), k=st.integers(1, 6))
-def test_tuples_are_distinct_and_sum_to_one(law, draft, k):
-    tokens, mass = law.tuples(torch.tensor(draft), k)
+def test_tuples_are_distinct_and_sum_to_one(drafting, draft, k):
+    tokens, mass = drafting.tuples(torch.tensor(draft), k)
     assert (mass >= 0).all()
     assert float(mass.sum()) == pytest.approx(1, abs=1e-12)
     assert tokens.shape == (len(mass), k)
@@ -67,7 +67,7 @@ def test_plackett_luce_keeps_the_digits_behind_a_near_certain_token():
     assert second[0, 2] == pytest.approx(0.25, rel=1e-9)
 
 
-def test_laws_that_run_out_of_tokens_say_minus_one():
+def test_distributions_that_run_out_of_tokens_say_minus_one():
     draft = torch.tensor([0.6, 0.4, 0.0], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     drawn = WithoutReplacement().sample(draft.expand(100, -1), 4, generator)
@@ -86,15 +86,15 @@ def test_top_m_breaks_ties_by_the_lower_id():
         TopM(0)
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize("drafting", LAWS, ids=str)
 @given(draft=st.integers(1, 5).flatmap(distributions), k=st.integers(1, 5), seed=st.integers(0, 99))
-def test_containment_is_the_probability_it_names(law, draft, k, seed):
-    """P(S subset of A) for every prefix A of the law's own order, added up over the tuples."""
+def test_containment_is_the_probability_it_names(drafting, draft, k, seed):
+    """P(S subset of A) for every prefix A of the distribution's own order, added up over the tuples."""
     p = torch.tensor(draft)
     q = torch.tensor(np.random.default_rng(seed).dirichlet(np.ones(len(draft))))
-    order = law.order(p, q, k)
-    found = law.containment(p, order, k)
-    tokens, mass = law.tuples(p, k)
+    order = drafting.order(p, q, k)
+    found = drafting.containment(p, order, k)
+    tokens, mass = drafting.tuples(p, k)
     for j in range(1, len(draft) + 1):
         inside = torch.isin(tokens, torch.cat([order[:j], torch.tensor([-1])])).all(-1)
         assert float(found[j - 1]) == pytest.approx(float(mass[inside].sum()), abs=1e-11)
@@ -104,15 +104,15 @@ def test_containment_is_the_probability_it_names(law, draft, k, seed):
 def test_containment_without_replacement_at_size(k):
     """Against 20,000 samples at V = 1,000, and never above what repeats allow."""
     draft, target = (torch.tensor(side) for side in D.zipf(1_000, seed=1))
-    law = WithoutReplacement()
-    order = law.order(draft, target, k)
-    found = law.containment(draft, order, k)
+    drafting = WithoutReplacement()
+    order = drafting.order(draft, target, k)
+    found = drafting.containment(draft, order, k)
     assert (found.diff() >= -1e-12).all()
     assert (found <= IID().containment(draft, order, k) + 1e-10).all()
     rank = torch.empty_like(order).scatter(0, order, torch.arange(len(order)))
     generator = torch.Generator().manual_seed(0)
     furthest = torch.cat(
-        [rank[law.sample(draft.expand(1000, -1), k, generator)].amax(-1) for _ in range(20)]
+        [rank[drafting.sample(draft.expand(1000, -1), k, generator)].amax(-1) for _ in range(20)]
     )
     for j in (500, 800, 950, 990):
         share = float((furthest < j).double().mean())
@@ -124,17 +124,17 @@ def test_containment_without_replacement_at_size(k):
 def test_batches():
     rows = [D.dirichlet(5, seed=seed) for seed in range(3)]
     p, q = (torch.tensor(np.stack(side)) for side in zip(*rows, strict=True))
-    for law, k in itertools.product(LAWS, (1, 3)):
-        together = law.containment(p, law.order(p, q, k), k)
+    for drafting, k in itertools.product(LAWS, (1, 3)):
+        together = drafting.containment(p, drafting.order(p, q, k), k)
         for row in range(3):
-            single = law.containment(p[row], law.order(p[row], q[row], k), k)
+            single = drafting.containment(p[row], drafting.order(p[row], q[row], k), k)
             np.testing.assert_allclose(together[row], single, atol=1e-14)
-        drawn = law.sample(p, k, torch.Generator().manual_seed(0))
+        drawn = drafting.sample(p, k, torch.Generator().manual_seed(0))
         assert drawn.shape == (3, k)
 
 
 def test_an_enumeration_too_large_is_refused():
     draft = torch.full((40,), 1 / 40, dtype=torch.float64)
-    for law in (IID(), WithoutReplacement(), TopM(1)):
+    for drafting in (IID(), WithoutReplacement(), TopM(1)):
         with pytest.raises(ValueError, match=r"k: enumeration needs [\d,]+ tuples x 40 tokens"):
-            law.tuples(draft, 6)
+            drafting.tuples(draft, 6)
