@@ -76,8 +76,8 @@ def acceptance_figure() -> Figure:
     return figure
 
 
-def pretrained_laws() -> list[np.ndarray]:
-    """Recorded next-token laws: SmolLM2 without six layers, and SmolLM2."""
+def pretrained_probs() -> list[np.ndarray]:
+    """Recorded next-token distributions: SmolLM2 without six layers, and SmolLM2."""
     laws = np.load(RECORDED)
     return [softmax(laws[name].astype(float), axis=-1) for name in ("drop6", "target")]
 
@@ -110,7 +110,7 @@ def optimum_in_time() -> str:
 
 def gap_closed() -> str:
     """What the optimal rule adds to K-SEQ with eight drafts on a pretrained model."""
-    _, kseq, best = acceptances(*pretrained_laws(), 8)
+    _, kseq, best = acceptances(*pretrained_probs(), 8)
     return card(
         f"{(best - kseq) / (1 - kseq):.0%} fewer",
         "rounds that keep no draft: with eight drafts for SmolLM2 the best rule accepts with "
@@ -158,7 +158,7 @@ FRAGMENTS = {
     "front_question": question,
     "front_numbers": numbers,
     "front_glance": lambda: by_drafts(*distributions.zipf(VOCABULARY)),
-    "front_pretrained": lambda: by_drafts(*pretrained_laws()),
+    "front_pretrained": lambda: by_drafts(*pretrained_probs()),
     "front_check": usage,
 }
 FIGURES = {"acceptance.svg": acceptance_figure}

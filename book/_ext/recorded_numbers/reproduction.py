@@ -182,10 +182,10 @@ def guarantee() -> str:
     draft, target = ([float(x) for x in law] for law in WORST)
     kept = verifiers.get("kseq").acceptance(draft, target, 2)
     best = transport.optimal_acceptance(draft, target, 2)
-    laws = [", ".join(str(x) for x in law) for law in WORST]
+    pair = [", ".join(str(x) for x in law) for law in WORST]
     return (
         f"For two drafts the guarantee is {1 - (1 - 1 / 2) ** 2:.4f} of the optimum. The worst pair we "
-        f"know, $p = ({laws[0]})$ and $q = ({laws[1]})$, has {kept / best:.4f}.\n"
+        f"know, $p = ({pair[0]})$ and $q = ({pair[1]})$, has {kept / best:.4f}.\n"
     )
 
 
