@@ -10,7 +10,7 @@ import pytest
 
 import spectr_lite
 
-LEAST_MODULES_WITH_EXAMPLES = 8
+LEAST_MODULES_WITH_EXAMPLES = 10
 OPTIONAL = {"gguf", "huggingface_hub", "ipywidgets", "pyarrow", "transformers"}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 MODULES = sorted(
