@@ -42,6 +42,12 @@ def couple(token: Tensor, probs: Tensor, target: Tensor, generator: Generator) -
     return torch.where(accepted[..., 0], token[..., 0], sample(left, generator))
 
 
+def first_accepted(tokens: Tensor, accepted: Tensor, otherwise: Tensor) -> Tensor:
+    """The first of `tokens` (..., k) that is accepted; where none is, `otherwise` (...)."""
+    first = accepted.to(torch.int8).argmax(-1, keepdim=True)
+    return torch.where(accepted.any(-1), tokens.gather(-1, first).squeeze(-1), otherwise)
+
+
 class Coupling(Verifier):
     """Optimal for one draft, and defined for one draft only."""
 

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from spectr_lite.distributions import Drafting, probability_of, sample, uniform
 from spectr_lite.verifiers import paths
 from spectr_lite.verifiers.base import Verifier
+from spectr_lite.verifiers.coupling import first_accepted
 
 # A GPU takes a fixed number of steps, as a test for convergence would make the CPU wait for it; after
 # ten, p_acc is within 1e-7. A CPU stops when p_acc - rho beta is zero to rounding.
@@ -114,16 +115,16 @@ class KSeq(Verifier):
 
     def _rho(self, draft: Tensor, target: Tensor, k: Tensor, most: int) -> Tensor:
         """rho of each row, (...), with k of `most` drafts alive."""
-        if self.rho is None and most == 1:
+        if self.rho is not None:
+            return torch.full(draft.shape[:-1], self.rho, dtype=torch.float64, device=draft.device)
+        if most == 1:
             lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1], k.shape)
             return torch.ones(lead, dtype=torch.float64, device=draft.device)
-        if self.rho is None and draft.ndim == target.ndim == 1:
+        if draft.ndim == target.ndim == 1:
             # One pair and many tuples: one root for each number of drafts, not one for each tuple.
-            counts, rows = torch.as_tensor(k, device=draft.device).unique(return_inverse=True)
+            counts, rows = k.unique(return_inverse=True)
             return optimal_rho(draft, target, counts)[rows]
-        if self.rho is None:
-            return optimal_rho(draft, target, k)
-        return torch.full(draft.shape[:-1], self.rho, dtype=torch.float64, device=draft.device)
+        return optimal_rho(draft, target, k)
 
     def _acceptance(self, draft: Tensor, target: Tensor, k: int, drafting: Drafting) -> Tensor:
         """p_acc + P(the residual hits a rejected draft); the second term is 0 at rho*."""
@@ -159,9 +160,3 @@ class KSeq(Verifier):
         tested = eta * rho.unsqueeze(-1) * probability_of(draft, tokens)
         accepted = tested < probability_of(target, tokens)
         return first_accepted(tokens, accepted, sample(residual(draft, target, rho, k), generator))
-
-
-def first_accepted(tokens: Tensor, accepted: Tensor, otherwise: Tensor) -> Tensor:
-    """The first of `tokens` (..., k) that is accepted; where none is, `otherwise` (...)."""
-    first = accepted.to(torch.int8).argmax(-1, keepdim=True)
-    return torch.where(accepted.any(-1), tokens.gather(-1, first).squeeze(-1), otherwise)

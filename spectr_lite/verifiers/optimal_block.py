@@ -26,6 +26,7 @@ from spectr_lite.verifiers.paths import (
     draw_stop,
     emit,
     is_first,
+    offered_at,
     probs_at,
     row_at,
     shared_prefix,
@@ -49,13 +50,10 @@ class OptimalBlock(TreeVerifier):
     ) -> BlockGivenPaths:
         """Plans every node, whether the walk comes there or not."""
         shared = shared_prefix(paths)
-        itself = torch.eye(paths.shape[-2], dtype=torch.bool, device=paths.device)
         chosen = torch.ones(paths.shape[:-1], dtype=target_probs.dtype, device=paths.device)
         marginals = []
         for i in range(paths.shape[-1]):
-            here = paths[..., i].unsqueeze(-2)
-            offered = torch.where(shared[..., i], here, -1)
-            offered = torch.where(itself & (offered.amax(-1, keepdim=True) < 0), 0, offered)
+            offered = offered_at(paths, shared, i)
             chance, marginal = self._plan(
                 draft_probs[..., i, :], target_probs[..., i, :], offered, (offered >= 0).sum(-1)
             )

@@ -69,20 +69,26 @@ def is_first(shared: Tensor) -> Tensor:
     return (shared.to(torch.int8).argmax(-2) == index) & shared.any(-2)
 
 
+def offered_at(paths: Tensor, shared: Tensor, i: int) -> Tensor:
+    """The drafts at the node after i tokens of each path, (..., K, K): those of the paths through it.
+
+    A rule needs at least one draft: a dead path, whose probability is 0, is given token 0 for its own.
+    """
+    itself = torch.eye(paths.shape[-2], dtype=torch.bool, device=paths.device)
+    offered = torch.where(shared[..., i], paths[..., i].unsqueeze(-2), -1)
+    return torch.where(itself & (paths[..., i] < 0).unsqueeze(-1), 0, offered)
+
+
 def top_down_distribution(
     given_drafts: GivenDrafts, draft_probs: Tensor, target_probs: Tensor, paths: Tensor
 ) -> BlockGivenPaths:
     """The exact distribution of the block that `top_down` draws, from the rule at every node."""
     shared = shared_prefix(paths)
     vocabulary = target_probs.shape[-1]
-    itself = torch.eye(paths.shape[-2], dtype=torch.bool, device=paths.device)
     reached = torch.ones(paths.shape[:-1], dtype=target_probs.dtype, device=paths.device)
     stop, extra = [], []
     for i in range(paths.shape[-1]):
-        here = paths[..., i]
-        offered = torch.where(shared[..., i], here.unsqueeze(-2), -1)
-        # A rule needs at least one draft: a dead path, whose probability is 0, is given token 0.
-        offered = torch.where((itself & (here < 0).unsqueeze(-1)), 0, offered)
+        offered = offered_at(paths, shared, i)
         probs = _at_distinct_nodes(
             given_drafts, draft_probs[..., i, :], target_probs[..., i, :], offered
         )
@@ -91,7 +97,7 @@ def top_down_distribution(
         total = outside.sum(-1, keepdim=True)
         stop.append(reached * total.squeeze(-1))
         extra.append(torch.where(total > 0, outside / total, 0.0))
-        reached = reached * probability_of(probs, here.unsqueeze(-1)).squeeze(-1)
+        reached = reached * probability_of(probs, paths[..., i : i + 1]).squeeze(-1)
     stop.append(reached)
     extra.append(target_probs[..., -1, :].expand_as(extra[0]))
     return BlockGivenPaths(torch.stack(stop, -1) * is_first(shared), torch.stack(extra, -2))

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from spectr_lite.distributions import Drafting, probability_of, sample, uniform
 from spectr_lite.verifiers.base import Verifier
-from spectr_lite.verifiers.kseq import first_accepted
+from spectr_lite.verifiers.coupling import first_accepted
 
 
 def residual(target: Tensor, draft: Tensor) -> Tensor:
