@@ -1,10 +1,11 @@
 """The statistics of this book: 95% intervals of means and ratios; do samples follow a distribution?
 
-Interval: mean +- t(0.975, n - 1) s / sqrt(n). What is averaged here, such as the block efficiency
-of a prompt, is bounded and independent from prompt to prompt: from some twenty values on the mean
-is close to normal. Unlike a bootstrap it needs no seed: mean, s and n are all it takes to redo it.
+Interval: mean +- t(0.975, n - 1) s / sqrt(n), with s the standard deviation of the n values. They are
+bounded and independent (the block efficiency of each prompt, say), so from some twenty values on
+their mean is close to normal. Unlike a bootstrap, the interval needs no seed.
 
 Test: Pearson's chi-square on all cells, those too small for its approximation pooled into one.
+The test is explained in chapter 7, the intervals in chapter 9.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
-    """Mean of independent `values` (n,) with Student's 95% interval; infinitely wide for n = 1."""
+    """Mean of independent `values` (n,) with Student's 95% interval; infinitely wide for n = 1.
+
+    Raises ValueError when `values` is empty, not a vector, or not finite.
+
+        >>> print(mean_interval([1.0, 2.0, 3.0]))
+        2.000 [-0.484, 4.484] (n=3)
+    """
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
         raise ValueError(
@@ -44,12 +51,19 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
     return Interval(mean, mean - half, mean + half, values.size)
 
 
-def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> tuple[Interval, np.ndarray]:
+def ratio_interval(
+    numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray
+) -> tuple[Interval, np.ndarray]:
     """sum a_i / sum b_i over n independent units, with its 95% interval, and each unit's influence.
 
-    Delta method: r = sum a / sum b varies like the mean of r + (a_i - r b_i) / mean(b), (n,), which is
-    the second answer: the interval of a difference of two ratios over the same units is that of the
-    mean of the difference of their influences.
+    By the delta method r = sum a / sum b varies like the mean of the influences
+    r + (a_i - r b_i) / mean(b), an array (n,). Two ratios over the same units differ by the mean of
+    the differences of their influences: `mean_interval` of those is the interval of the difference.
+    Raises ValueError when the shapes differ or a denominator is not positive.
+
+        >>> interval, influence = ratio_interval([1, 2, 3], [2, 4, 6])
+        >>> print(interval)
+        0.500 [0.500, 0.500] (n=3)
     """
     above, below = (np.asarray(part, np.float64) for part in (numerators, denominators))
     if above.shape != below.shape or below.size == 0 or not (below > 0).all():
@@ -64,9 +78,7 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> tuple[In
 
 @dataclass(frozen=True)
 class ChiSquare:
-    """Pearson's test of counts against a distribution: a `p_value` below the false-alarm rate
-    rejects it.
-    """
+    """Pearson's test that n counts follow a distribution: a small `p_value` speaks against it."""
 
     statistic: float
     degrees: int
@@ -82,7 +94,13 @@ def chi_square(
     """Test that `counts` (any shape) are n independent draws from `probabilities` (same shape).
 
     X2 = sum (count - n p)^2 / (n p) ~ chi-square(cells - 1). The cells of smallest expectation are
-    pooled into one until it holds `min_expected`. A count where the distribution says zero: p_value 0.
+    pooled into one that expects `min_expected` counts. A count in a cell of probability 0 makes the
+    p-value 0. Raises ValueError when the shapes differ, when `probabilities` is no distribution, and
+    when fewer than two cells expect enough counts.
+
+        >>> found = chi_square([48, 52, 100], [0.25, 0.25, 0.5])
+        >>> round(found.statistic, 2), found.degrees, round(found.p_value, 3)
+        (0.16, 2, 0.923)
     """
     observed = np.asarray(counts, np.float64).ravel()
     probs = np.asarray(probabilities, np.float64).ravel()

@@ -65,7 +65,7 @@ def test_reference_values(case):
     assert float(acceptance_of_any(beta, k)) == pytest.approx(case["kseq_accept"], abs=1e-9)
     rule = KSeq()
     assert rule.acceptance(draft, target, k) == pytest.approx(case["kseq_accept"], abs=1e-9)
-    by_enumeration = float(verifiers.Verifier._acceptance(rule, p, q, k))
+    by_enumeration = float(verifiers.Verifier._acceptance(rule, p, q, k, D.IID()))
     assert by_enumeration == pytest.approx(case["kseq_membership_at_rho_star"], abs=1e-9)
     if case["residual"] is not None:
         left = residual(p, q, rho, k)
@@ -74,7 +74,7 @@ def test_reference_values(case):
         best = KSeq(rho=case["best_membership_rho"])
         value = best.acceptance(draft, target, k)
         assert value == pytest.approx(case["best_membership"], abs=1e-8)
-        by_enumeration = float(verifiers.Verifier._acceptance(best, p, q, k))
+        by_enumeration = float(verifiers.Verifier._acceptance(best, p, q, k, D.IID()))
         assert by_enumeration == pytest.approx(case["best_membership"], abs=1e-8)
         np.testing.assert_allclose(best.output_distribution(draft, target, k), target, atol=1e-12)
         beyond = [KSeq(rho=float(rho + step * (k - rho))) for step in np.linspace(0, 1, 41)]

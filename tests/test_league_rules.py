@@ -192,8 +192,10 @@ def test_a_rule_reads_no_value_on_the_host(name):
 def test_float32_at_a_large_vocabulary_keeps_the_residual_sane():
     rng = torch.Generator().manual_seed(0)
     draft, target = torch.randn(2, 3, 20_000, generator=rng).mul(3).softmax(-1)
-    wide = Recursive()._acceptance(draft.double(), target.double(), 8)
-    torch.testing.assert_close(Recursive()._acceptance(draft, target, 8), wide, atol=1e-5, rtol=0)
+    wide = Recursive()._acceptance(draft.double(), target.double(), 8, IID())
+    torch.testing.assert_close(
+        Recursive()._acceptance(draft, target, 8, IID()), wide, atol=1e-5, rtol=0
+    )
 
 
 # --- what is refused ---

@@ -1,11 +1,10 @@
 """Two questions about a selection rule: how far from the optimum is it, and is it lossless?
 
-    compare(draft, target)                a table: acceptance, optimum, gap, TV of the output
-    distribution
+    compare(draft, target)                a table: acceptance, optimum, gap, distance from the target
     lossless(verifier, draft, target, k)  a verdict, by enumeration and by sampling
 
 A rule is a name, a `Verifier` or its class, or anything else with `acceptance` and `select`:
-check/stranger.py says what they are given and must answer.
+check/stranger.py says what arguments these two get and what they must return. Explained in chapter 5.
 """
 
 from spectr_lite.check.table import Comparison, Row, compare, is_defined, token_rules

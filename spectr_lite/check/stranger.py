@@ -1,10 +1,11 @@
-"""Anybody's selection rule, asked in one way.
+"""One way to call any selection rule, those of the package and those of others.
 
-A rule is a name, a `Verifier` or its class, or anything else that has
+A rule is a name, a `Verifier` or its class, or any other object with the methods
     acceptance(draft, target, k)                -> P(Y in S)
     select(draft, target, tokens, generator)    -> token ids (n,), or a Selection; tokens is (n, k)
-and, if it can, output_distribution(draft, target, k) -> (V,). Such a stranger is given one pair of
-shape (V,) at a time, in float64, as NumPy arrays unless the caller passed torch tensors.
+and perhaps output_distribution(draft, target, k) -> (V,). Such an object is given one pair of shape
+(V,) at a time, in float64, as NumPy arrays unless the caller passed torch tensors. Explained in
+chapter 5.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from spectr_lite.verifiers import Verifier, get, names
 
 @dataclass(frozen=True)
 class Asked:
-    """A rule, its name, and how its drafts are drawn. Whatever it raises or answers wrongly is named.
+    """A rule, its name, and how its drafts are drawn.
 
-    `draft`, `target` below: float64 tensors (V,) that have been checked.
+    The methods take checked float64 tensors `draft` and `target` (V,). They raise RuntimeError when
+    the rule raises, and ValueError when what it returns has the wrong shape or kind.
     """
 
     rule: Any
@@ -34,6 +36,7 @@ class Asked:
 
     @classmethod
     def of(cls, verifier: Any, speaks_torch: bool) -> Asked:
+        """The rule `verifier`; TypeError if it is none, ValueError for an unknown name."""
         rule = get(verifier) if isinstance(verifier, str) else verifier
         if isinstance(rule, type):
             try:
@@ -64,7 +67,7 @@ class Asked:
             return False
 
     def acceptance(self, draft: Tensor, target: Tensor, k: int) -> float | None:
-        """P(Y in S); None where it takes an enumeration that is too large."""
+        """P(Y in S); None where that needs an enumeration that is too large."""
         try:
             return float(self._numbers("acceptance", (), draft, target, k))
         except TooManyTuples:
@@ -81,8 +84,7 @@ class Asked:
     ) -> np.ndarray:
         """The tokens (n,) that the rule selects for drafted `tokens` (n, k)."""
         if isinstance(self.rule, Verifier) and (tokens < 0).any():
-            # A distribution without replacement may run out of tokens; only the hook knows dead
-            # drafts (-1).
+            # Drawing without replacement may run out of tokens; only the hook takes dead drafts (-1).
             answer = self._ask("_select", draft, target, tokens, source)
         elif self.speaks_torch:
             answer = self._ask("select", draft, target, tokens, source)

@@ -1,13 +1,11 @@
-"""How far from the optimum is a rule? A table: acceptance, optimum, gap, TV of the output
-distribution.
-"""
+"""How far from the optimum is a rule, and how far from the target its output? Explained in chapter 5."""
 
 from __future__ import annotations
 
 import dataclasses
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +25,8 @@ EXACT_LIMIT = 2_000_000  # pairs x V^(k+1) up to which the output distribution i
 class Row:
     """One rule with k drafts. With several pairs: means over them, and the largest total variation.
 
-    None stands where a number is out of reach: a distribution too large to enumerate.
+    gap = optimum - acceptance, ratio = acceptance / optimum; total_variation is the distance of the
+    output's distribution from the target. None stands for what is too large to enumerate.
     """
 
     verifier: str
@@ -39,15 +38,8 @@ class Row:
     total_variation: float | None
 
 
-COLUMNS = {
-    "verifier": "verifier",
-    "k": "k",
-    "acceptance": "acceptance",
-    "optimum": "optimum",
-    "gap": "gap",
-    "ratio": "ratio",
-    "total_variation": "TV to target",
-}
+COLUMNS = [field.name for field in dataclasses.fields(Row)]
+HEADINGS = [*COLUMNS[:-1], "TV to target"]
 
 
 @dataclass(frozen=True)
@@ -71,19 +63,16 @@ class Comparison:
         return [tuple(_cell(name, getattr(row, name)) for name in COLUMNS) for row in self.rows]
 
     def __str__(self) -> str:
-        table = [tuple(COLUMNS.values()), *self._cells()]
-        widths = [max(len(line[i]) for line in table) for i in range(len(COLUMNS))]
-        lines = [
-            "  ".join(
-                text.ljust(width) if i == 0 else text.rjust(width)
-                for i, (text, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in table
-        ]
+        table = [tuple(HEADINGS), *self._cells()]
+        name, *widths = (max(map(len, column)) for column in zip(*table, strict=True))
+        lines = []
+        for first, *rest in table:
+            numbers = [text.rjust(width) for text, width in zip(rest, widths, strict=True)]
+            lines.append("  ".join([first.ljust(name), *numbers]))
         return "\n".join([self.caption, "", lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
     def _repr_html_(self) -> str:
-        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in COLUMNS.values())
+        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in HEADINGS)
         body = "\n".join(
             f'<tr><th scope="row">{html.escape(first)}</th>'
             + "".join(f"<td>{html.escape(text)}</td>" for text in rest)
@@ -120,13 +109,21 @@ def compare(
 ) -> Comparison:
     """Every rule beside the optimum for its own way of drafting, for each number of drafts in `ks`.
 
-    `draft`, `target`: (..., V); several pairs give means. `verifiers`: rules, all registered token
-    rules unless given (a path rule shows what it is worth only on paths longer than one token). A rule
-    that is not defined for some k is left out there. The output distribution is enumerated while
-    pairs x V^(k+1) stays within EXACT_LIMIT. Raises ValueError for bad distributions, k < 1, an
-    unknown rule, or a rule that is defined for none of `ks`.
+    `draft`, `target`: (..., V); several pairs give means. `verifiers`: one rule or several; all
+    registered token rules unless given (rules for paths are judged on longer paths). For a k that a
+    rule is not defined for, it has no row. The distribution of Y is enumerated while pairs x V^(k+1)
+    stays within EXACT_LIMIT. Raises ValueError for bad distributions, k < 1, an unknown rule, or a
+    rule that is defined for none of `ks`.
+
+        >>> print(compare([0.5, 0.5], [0.25, 0.75], ks=[1], verifiers=["coupling", "target-only"]))
+        P(Y in S) against the optimum, V = 2
+        <BLANKLINE>
+        verifier     k  acceptance   optimum       gap     ratio  TV to target
+        ----------------------------------------------------------------------
+        coupling     1    0.750000  0.750000  0.000000  1.000000       0.0e+00
+        target-only  1    0.500000  0.750000  0.250000  0.666667       0.0e+00
     """
-    pairs = Rows.of(draft, target)
+    pairs = Pairs.of(draft, target)
     ks = [
         check_count(k, "k", most=MOST_DRAFTS)
         for k in (ks if isinstance(ks, Sequence | np.ndarray) else [ks])
@@ -145,19 +142,19 @@ def compare(
         for k in defined:
             if (rule.drafting, k) not in optima:
                 optimum = optimal_acceptance(pairs.draft, pairs.target, k, drafting=rule.drafting)
-                optima[rule.drafting, k] = float(optimum.mean())
-            optimum, acceptance = optima[rule.drafting, k], _acceptance(rule, pairs, k)
+                optima[rule.drafting, k] = float(np.mean(np.asarray(optimum)))
+            best, acceptance = optima[rule.drafting, k], mean_acceptance(rule, pairs, k)
             gap = ratio = None
             if acceptance is not None:
-                gap, ratio = optimum - acceptance, acceptance / optimum if optimum > 0 else 1.0
-            claimed = _claimed_distributions(rule, pairs, k)
-            error = None if claimed is None else _largest_error(claimed, pairs)
-            rows.append(Row(rule.name, k, acceptance, optimum, gap, ratio, error))
+                gap, ratio = best - acceptance, acceptance / best if best > 0 else 1.0
+            claimed = claimed_distributions(rule, pairs, k)
+            error = None if claimed is None else largest_error(claimed, pairs)
+            rows.append(Row(rule.name, k, acceptance, best, gap, ratio, error))
     return Comparison(tuple(rows), len(pairs.draft), pairs.draft.shape[-1])
 
 
 def token_rules() -> tuple[str, ...]:
-    """The names of the rules that look at one node at a time."""
+    """The names of the rules for one token at a time; the others need whole paths."""
     return tuple(name for name in rules.names() if not isinstance(rules.get(name), TreeVerifier))
 
 
@@ -167,17 +164,18 @@ def is_defined(verifier: Any, k: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Draft and target as (n, V) float64 on the CPU, and whether the caller speaks torch."""
+class Pairs:
+    """Draft and target as (n, V) float64 on the CPU; whether the caller passed torch tensors."""
 
     draft: Tensor
     target: Tensor
     is_torch: bool
 
     @classmethod
-    def of(cls, draft: ArrayLike, target: ArrayLike) -> Rows:
+    def of(cls, draft: ArrayLike, target: ArrayLike) -> Pairs:
+        """Raises what `check_pair` raises, and ValueError when there is no pair."""
         pair = check_pair(draft, target)
-        # float32 rows sum to 1 within 1e-7; in float64 they must do so exactly to be compared exactly.
+        # float32 rows sum to 1 within 1e-7: in float64 they are normalised again.
         both = (values.detach().double().cpu() for values in (pair.draft, pair.target))
         p, q = ((v / v.sum(-1, keepdim=True)).reshape(-1, v.shape[-1]) for v in both)
         if len(p) == 0:
@@ -186,26 +184,27 @@ class Rows:
             )
         return cls(p, q, pair.is_torch)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.draft, self.target, strict=True)
 
 
-def _acceptance(rule: Asked, pairs: Rows, k: int) -> float | None:
-    """The mean over the pairs; None when any has none."""
+def mean_acceptance(rule: Asked, pairs: Pairs, k: int) -> float | None:
+    """P(Y in S), the mean over the pairs; None when it is out of reach for any."""
     values = [rule.acceptance(p, q, k) for p, q in pairs]
-    return None if None in values else float(np.mean(values))
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
-def _claimed_distributions(rule: Asked, pairs: Rows, k: int) -> np.ndarray | None:
-    """The rule's own distribution of Y for every pair, (n, V); None where it has none, or it is too
-    large.
-    """
+def claimed_distributions(rule: Asked, pairs: Pairs, k: int) -> np.ndarray | None:
+    """The rule's own distributions of Y, (n, V); None when it has none, or they are too large."""
     count, vocabulary = pairs.draft.shape
     if count * vocabulary ** (k + 1) > EXACT_LIMIT:
         return None
-    distributions = [rule.output_distribution(p, q, k) for p, q in pairs]
-    return None if any(drafting is None for drafting in distributions) else np.stack(distributions)
+    claims = [rule.output_distribution(p, q, k) for p, q in pairs]
+    known = [claim for claim in claims if claim is not None]
+    return np.stack(known) if len(known) == len(claims) else None
 
 
-def _largest_error(distributions: np.ndarray, pairs: Rows) -> float:
+def largest_error(distributions: np.ndarray, pairs: Pairs) -> float:
+    """The largest total variation of `distributions` (n, V) from the targets of the pairs."""
     return float(np.abs(distributions - pairs.target.numpy()).sum(-1).max() / 2)

@@ -1,4 +1,4 @@
-"""Does a rule's output follow the target? A verdict, by enumeration and by sampling."""
+"""Does a rule's output follow the target? By enumeration and by sampling. Explained in chapter 5."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from spectr_lite.check.stranger import Asked
-from spectr_lite.check.table import Rows, _acceptance, _claimed_distributions, _largest_error
+from spectr_lite.check.table import Pairs, claimed_distributions, largest_error, mean_acceptance
 from spectr_lite.distributions import MOST_DRAFTS, ArrayLike, as_generator, check_count
 from spectr_lite.stats import chi_square
 
@@ -22,7 +22,7 @@ CHUNK = 2_000_000  # numbers (rows x V, rows x k) in one call of `select`
 
 @dataclass(frozen=True)
 class TokenShare:
-    """A token, how often it came out, and how often the target says it."""
+    """A token, its probability in the output, and its probability in the target."""
 
     token: int
     produced: float
@@ -33,15 +33,14 @@ class TokenShare:
 class Verdict:
     """Is Y ~ target? What enumeration and sampling say, and which tokens are wrong.
 
-    total_variation   of the enumerated distribution of Y from the target; None where that is out of
-    reach
-    sampled           of `samples` tokens drawn by `select`, from the target
-    noise             what `sampled` is on average for a lossless rule
-    p_value           of the samples under the target; below `false_alarm` they contradict it
-    agreement         the same under the rule's own output_distribution; None where there is none
-    acceptance        P(Y in S) as the rule claims it; None where that is out of reach
+    total_variation  of the enumerated distribution of Y from the target; None if not enumerated
+    sampled  total variation of the `samples` tokens drawn by `select` from the target
+    noise  what `sampled` is on average for a lossless rule
+    p_value  of the samples under the target; below `false_alarm` they contradict it
+    agreement  the p-value under the rule's own output_distribution; None where it has none
+    acceptance  P(Y in S) as the rule claims it; None where that is out of reach
     sampled_acceptance  the share of samples with Y in S
-    over, under       tokens produced too often and too rarely, worst first; empty when lossless
+    over, under  tokens produced too often and too rarely, worst first; empty when lossless
     """
 
     verifier: str
@@ -99,16 +98,19 @@ def lossless(
 ) -> Verdict:
     """Does the rule's output follow the target?
 
-    Enumerates the distribution of Y where pairs x V^(k+1) stays within EXACT_LIMIT, and draws
-    `samples` tokens
-    with `select`: 200,000, or 2e8 / V if that is less, at least 2,000. The samples are tested against
-    the target (chi-square over all tokens with rare ones pooled, and each token by itself), and against
-    the rule's own distribution where it has one. A lossless rule fails each test with probability
-    FALSE_ALARM.
-    Several pairs (..., V) share the samples equally, and are tested together.
-    Raises ValueError for bad distributions, k < 1, a rule not defined for k, or too few samples.
+    Enumerates the distribution of Y while pairs x V^(k+1) stays within EXACT_LIMIT, and draws
+    `samples` tokens with `select`: 200,000 unless given, fewer where V or k exceeds 1,000, at least
+    2,000. The samples are tested against the target (chi-square over all tokens with rare ones pooled,
+    and each token by itself), and against the rule's own distribution where it has one. A lossless
+    rule fails each test with probability FALSE_ALARM. Several pairs (..., V) share the samples equally
+    and are tested together. Raises ValueError for bad distributions, k < 1, a rule that is not
+    defined for k, or fewer samples than pairs.
+
+        >>> verdict = lossless("kseq", [0.5, 0.5], [0.25, 0.75], k=2, samples=10_000, generator=0)
+        >>> verdict.lossless, round(verdict.total_variation, 9), verdict.over
+        (True, 0.0, ())
     """
-    pairs = Rows.of(draft, target)
+    pairs = Pairs.of(draft, target)
     k = check_count(k, "k", most=MOST_DRAFTS)
     rule = Asked.of(verifier, pairs.is_torch)
     if not rule.takes(k):
@@ -132,25 +134,20 @@ def lossless(
 
     wanted = pairs.target.numpy() / count
     produced = counts / counts.sum()
-    claimed = _claimed_distributions(rule, pairs, k)
-    error = None if claimed is None else _largest_error(claimed, pairs)
+    claimed = claimed_distributions(rule, pairs, k)
     p_value = _p_value(counts, wanted)
-    agreement = None
+    error = agreement = None
+    found = produced  # what the wrong tokens are read from
+    passed = p_value >= FALSE_ALARM
     if claimed is not None:
-        # A distribution that is no distribution is an error already; the test needs one, so it is
-        # mended first.
+        error = largest_error(claimed, pairs)
+        # Claims that are no probabilities are an error already; they are mended for the test's sake.
         mended = claimed.clip(0)
         agreement = _p_value(counts, mended / mended.sum())
-    passed = (
-        p_value >= FALSE_ALARM
-        and (error is None or error <= EXACT_TOLERANCE)
-        and (agreement is None or agreement >= FALSE_ALARM)
-    )
-    # Where the distribution is known to be wrong, it names the tokens better than the samples do.
-    exact = error is not None and error > EXACT_TOLERANCE
-    over, under = (
-        ((), ()) if passed else _wrong_tokens(claimed / count if exact else produced, wanted)
-    )
+        passed = passed and error <= EXACT_TOLERANCE and agreement >= FALSE_ALARM
+        if error > EXACT_TOLERANCE:  # a distribution names them better than samples do
+            found = claimed / count
+    over, under = ((), ()) if passed else _wrong_tokens(found, wanted)
     return Verdict(
         verifier=rule.name,
         k=k,
@@ -160,7 +157,7 @@ def lossless(
         noise=float(np.sqrt(wanted * (1 - wanted) / (2 * np.pi * counts.sum())).sum()),
         p_value=p_value,
         agreement=agreement,
-        acceptance=_acceptance(rule, pairs, k),
+        acceptance=mean_acceptance(rule, pairs, k),
         sampled_acceptance=hits / int(counts.sum()),
         samples=int(counts.sum()),
         false_alarm=FALSE_ALARM,
@@ -170,10 +167,10 @@ def lossless(
 
 
 def _p_value(counts: np.ndarray, probs: np.ndarray) -> float:
-    """Of counts as unlikely as these under `probs`: chi-square, unless one token gives the rule away.
+    """The p-value of `counts` under `probs`, of one shape: chi-square, unless one token alone decides.
 
-    Chi-square sees an error spread over many tokens, but pools the rare ones. The exact binomial tail
-    of each token, times the number of tokens, sees one rare token said too often.
+    Chi-square detects an error spread over many tokens, but pools the rare ones. The exact binomial
+    tail of each token, times the number of tokens, detects a rare token that is said too often.
     """
     n, observed, probs = counts.sum(), counts.ravel(), probs.ravel().clip(0, 1)
     tail = np.minimum(stats.binom.sf(observed - 1, n, probs), stats.binom.cdf(observed, n, probs))
@@ -189,14 +186,15 @@ def _p_value(counts: np.ndarray, probs: np.ndarray) -> float:
 def _wrong_tokens(
     produced: np.ndarray, wanted: np.ndarray, most: int = 5
 ) -> tuple[tuple[TokenShare, ...], tuple[TokenShare, ...]]:
-    """Tokens said too often and too rarely, at most `most` of each, by the size of the error."""
+    """Tokens said too often and too rarely, at most `most` of each, largest error first.
+
+    `produced` and `wanted`: (n, V), each summing to 1.
+    """
     produced, wanted = produced.sum(0), wanted.sum(0)
     error = produced - wanted
     worst = np.argsort(-np.abs(error), kind="stable")
     worst = worst[np.abs(error[worst]) > 0.05 * np.abs(error).max()]
-    lists = ([t for t in worst if error[t] > 0][:most], [t for t in worst if error[t] < 0][:most])
-    over, under = (
-        tuple(TokenShare(int(t), float(produced[t]), float(wanted[t])) for t in tokens)
-        for tokens in lists
-    )
-    return over, under
+    shares = [TokenShare(int(t), float(produced[t]), float(wanted[t])) for t in worst]
+    over = [share for share in shares if share.produced > share.target]
+    under = [share for share in shares if share.produced < share.target]
+    return tuple(over[:most]), tuple(under[:most])

@@ -1,4 +1,4 @@
-"""Probability vectors: checked, drawn from; how the drafts of a node are drawn; the book's examples."""
+"""Probability vectors, the ways of drawing k drafts from one, and the book's examples."""
 
 from spectr_lite.distributions.drafting import (
     ENUMERATION_LIMIT,
@@ -10,6 +10,7 @@ from spectr_lite.distributions.drafting import (
     by_ratio,
     check_drafting,
     check_enumeration,
+    ranks,
     spelled,
 )
 from spectr_lite.distributions.examples import (
@@ -24,8 +25,9 @@ from spectr_lite.distributions.examples import (
 )
 from spectr_lite.distributions.vectors import (
     MOST_DRAFTS,
+    Array,
     ArrayLike,
-    Checked,
+    CheckedPair,
     as_generator,
     check_count,
     check_distribution,
@@ -39,8 +41,9 @@ __all__ = [
     "ENUMERATION_LIMIT",
     "IID",
     "MOST_DRAFTS",
+    "Array",
     "ArrayLike",
-    "Checked",
+    "CheckedPair",
     "Drafting",
     "TooManyTuples",
     "TopM",
@@ -57,6 +60,7 @@ __all__ = [
     "five_tokens",
     "kseq_worst_case",
     "probability_of",
+    "ranks",
     "sample",
     "spelled",
     "tempered",

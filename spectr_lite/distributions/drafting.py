@@ -1,10 +1,10 @@
 """How the k drafts of a node are drawn. A selection rule is only valid for the drafting it is made for.
 
     IID()                 X_1, ..., X_k independent from the draft
-    WithoutReplacement()  Plackett-Luce: each from what the earlier ones left, renormalised
+    WithoutReplacement()  Plackett-Luce: each from the draft without the earlier ones, renormalised
     TopM(m)               the m likeliest tokens for certain, then k - m i.i.d. from the others
 
-`TopM(m)` with m >= k is the deterministic top-k of EAGLE-2 (arXiv 2406.16858).
+`TopM(m)` with m >= k is the deterministic top-k of EAGLE-2 (arXiv 2406.16858). Explained in chapter 3.
 """
 
 from __future__ import annotations
@@ -27,23 +27,40 @@ class TooManyTuples(ValueError):
 
 
 class Drafting(ABC):
-    """The joint distribution of the k drafts. Tensors hold probabilities of shape (..., V)."""
+    """The joint distribution of k drafted tokens. `draft`, `target`: probabilities, (..., V).
+
+    S is the set of drafted tokens. A worst set is a set A of tokens that maximises
+    P(S subset of A) - target(A); it decides the optimum (`optimal_acceptance`).
+
+        >>> p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+        >>> order = torch.tensor([0, 1, 2])
+        >>> IID().containment(p, order, 2)
+        tensor([0.2500, 0.6400, 1.0000], dtype=torch.float64)
+        >>> WithoutReplacement().containment(p, order, 2).round(decimals=4)
+        tensor([0.0000, 0.5143, 1.0000], dtype=torch.float64)
+        >>> TopM(1).containment(p, order, 2)
+        tensor([0.0000, 0.6000, 1.0000], dtype=torch.float64)
+    """
 
     @abstractmethod
     def sample(self, draft: Tensor, k: int, generator: torch.Generator) -> Tensor:
-        """Drafted ids, shape (..., k). -1 stands where the distribution has no further token to give."""
+        """Drafted ids, (..., k); -1 where the draft has no further token to give."""
 
     @abstractmethod
     def tuples(
         self, draft: Tensor, k: int, limit: int = ENUMERATION_LIMIT
     ) -> tuple[Tensor, Tensor]:
-        """Every tuple (N, k) and its probability (N,), for one tiny draft of shape (V,).
+        """Every tuple of drafted ids (N, k) and its probability (N,), for one tiny draft (V,).
 
         Raises TooManyTuples, a ValueError, when N V exceeds `limit`.
+
+            >>> tokens, mass = TopM(1).tuples(torch.tensor([0.5, 0.25, 0.25]), 2)
+            >>> tokens.tolist(), mass.tolist()
+            ([[0, 0], [0, 1], [0, 2]], [0.0, 0.5, 0.5])
         """
 
     def order(self, draft: Tensor, target: Tensor, k: int) -> Tensor:
-        """Token ids (..., V) such that some prefix is a worst set A for `target`."""
+        """All token ids (..., V), in an order of which some prefix is a worst set for `target`."""
         return by_ratio(draft, target)
 
     @abstractmethod
@@ -52,31 +69,36 @@ class Drafting(ABC):
 
 
 def check_drafting(drafting: Drafting | None) -> Drafting:
-    """`drafting`, or IID() for None."""
+    """`drafting`, or IID() for None; TypeError for anything else."""
     if drafting is not None and not isinstance(drafting, Drafting):
         raise TypeError(f"drafting: expected a Drafting such as IID(), found {drafting!r}.")
     return drafting or IID()
 
 
 def by_ratio(draft: Tensor, target: Tensor) -> Tensor:
-    """Token ids by target/draft ascending, tokens that are never drafted last."""
-    ratio = torch.where(draft > 0, target / draft, torch.inf)
-    return ratio.argsort(dim=-1)
+    """Token ids (..., V) by target/draft ascending, tokens that are never drafted last."""
+    return torch.where(draft > 0, target / draft, torch.inf).argsort(dim=-1)
+
+
+def ranks(order: Tensor) -> Tensor:
+    """The position of each token id in `order`, (..., V): the inverse permutation."""
+    position = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter(-1, order, position)
 
 
 def tail_mass(ordered: Tensor) -> Tensor:
-    """Mass after position j, from a cumulative sum run backwards: a tiny tail keeps its digits."""
+    """Mass after each position (..., V), summed from the end: a tiny tail keeps its digits."""
     backwards = ordered.flip(-1).cumsum(-1, dtype=torch.float64).flip(-1)
     return torch.cat([backwards[..., 1:], torch.zeros_like(backwards[..., :1])], -1)
 
 
 def spelled(count: int) -> str:
-    """1,234,567; or 10^1234 for what no one would read, and Python would not print."""
+    """`count` for a message: 1,234,567, or 10^1234 for a number too long to read."""
     return f"{count:,}" if count < 1e15 else f"10^{math.log10(count):.0f}"
 
 
 def check_enumeration(tuples: int, vocabulary: int, limit: int = ENUMERATION_LIMIT) -> None:
-    """TooManyTuples where `tuples` x `vocabulary` numbers are more than `limit`."""
+    """Raises TooManyTuples where `tuples` x `vocabulary` numbers are more than `limit`."""
     if tuples * vocabulary > limit:
         raise TooManyTuples(
             f"k: enumeration needs {spelled(tuples)} tuples x {vocabulary} tokens, more than "
@@ -124,12 +146,9 @@ class WithoutReplacement(Drafting):
     ) -> tuple[Tensor, Tensor]:
         support = [x for x, mass in enumerate(draft.tolist()) if mass > 0]
         length = min(k, len(support))
-        count = 1
-        for i in range(length):
-            count *= len(support) - i
-        check_enumeration(count, draft.shape[-1], limit)
+        check_enumeration(math.perm(len(support), length), draft.shape[-1], limit)
         tokens = torch.tensor(list(itertools.permutations(support, length)))
-        # What is left is summed anew: 1 minus what is gone has no digits after a token of mass 1 - 1e-9.
+        # The mass left is summed anew: 1 - 0.999999999, as a difference, would have few digits.
         left = draft.expand(len(tokens), -1)
         mass = draft.new_ones(len(tokens))
         for token in tokens.split(1, -1):
@@ -138,10 +157,11 @@ class WithoutReplacement(Drafting):
         return torch.nn.functional.pad(tokens, (0, k - length), value=-1), mass
 
     def containment(self, draft: Tensor, order: Tensor, k: int) -> Tensor:
-        """1 - int lambda exp(-lambda u) P(N_A(u) < k) du with lambda = 1 - draft(A).
+        """1 - integral of lambda exp(-lambda u) P(N_A(u) < k) over u > 0, lambda = 1 - draft(A).
 
-        N_A(u) is the number of tokens of A whose exponential clock rang before u. Trapezoid rule in
-        log u with step 0.2, about 250 nodes of O(V k) each; error below 1e-12.
+        Each token x has an exponential clock of rate draft(x), and the first k clocks to ring are the
+        drafts. N_A(u) is the number of tokens of A whose clock rang before u. Trapezoid rule in log u
+        with step 0.2, about 250 nodes of O(V k) each; error below 1e-12.
         """
         rows = draft.gather(-1, order).to(torch.float64).reshape(-1, draft.shape[-1])
         return torch.stack([_plackett_luce_containment(row, k) for row in rows]).view(draft.shape)
@@ -149,7 +169,7 @@ class WithoutReplacement(Drafting):
 
 @dataclass(frozen=True)
 class TopM(Drafting):
-    """The m likeliest tokens for certain, then k - m i.i.d. draws from the draft without them."""
+    """The m likeliest tokens for certain (the hub), then k - m i.i.d. draws from the others."""
 
     m: int
 
@@ -157,15 +177,15 @@ class TopM(Drafting):
         check_count(self.m, "m")
 
     def _hub(self, draft: Tensor, k: int) -> Tensor:
-        """Ids of the certain tokens; ties broken by the lower id."""
+        """Ids (..., min(m, k, V)) of the certain tokens; ties go to the lower id."""
         count = min(self.m, k, draft.shape[-1])
         return draft.argsort(dim=-1, descending=True, stable=True)[..., :count]
 
     def _rest(self, draft: Tensor, hub: Tensor) -> Tensor:
-        """The draft without its hub, renormalised; zero when the hub holds everything."""
+        """The draft without its hub, renormalised, (..., V); zero when the hub holds everything."""
         rest = draft.scatter(-1, hub, 0.0)
         total = rest.sum(-1, keepdim=True)
-        return torch.where(total > 0, rest / total, torch.zeros_like(rest))
+        return torch.where(total > 0, rest / total, 0.0)
 
     def sample(self, draft: Tensor, k: int, generator: torch.Generator) -> Tensor:
         hub = self._hub(draft, k)
@@ -214,23 +234,23 @@ def _plackett_luce_containment(mass: Tensor, k: int, step: float = 0.2) -> Tenso
         return torch.ones_like(mass)
     latest = float(torch.log(45 / positive.min()))
     times = torch.exp(torch.arange(-30.0, latest + step, step, dtype=torch.float64))
-    # Truncated polynomials P(N = 0..drawn-1) are multiplied token by token. A block of tokens is one
-    # row, so that Python loops over about 2 sqrt(V) positions and not over V.
+    # P(N = 0..drawn-1) is updated token by token, for blocks of about sqrt(V) tokens at once, so that
+    # Python loops over about 2 sqrt(V) positions and not over V.
     width = max(1, int(len(mass) ** 0.5))
     blocks = torch.nn.functional.pad(mass, (0, -len(mass) % width)).view(-1, width)
     late = torch.nn.functional.pad(outside, (0, blocks.numel() - len(mass))).view_as(blocks)
     missed = torch.zeros_like(late)
     for part in times.split(max(1, 2_000_000 // (len(blocks) * drawn))):
-        drafting = torch.zeros(len(blocks), len(part), drawn, dtype=torch.float64)
-        drafting[..., 0] = 1
+        rung = torch.zeros(len(blocks), len(part), drawn, dtype=torch.float64)
+        rung[..., 0] = 1  # [block, time, n]: P(n clocks of the block have rung by that time)
         for position in range(width):
-            drafting = _ring(drafting, blocks[:, position, None] * part)
-        before = torch.zeros_like(drafting)
+            rung = _ring(rung, blocks[:, position, None] * part)
+        before = torch.zeros_like(rung)  # the same for all the blocks before it
         before[0, :, 0] = 1
         for block in range(1, len(blocks)):
             for j in range(drawn):
                 before[block, :, j:] += (
-                    before[block - 1, :, j, None] * drafting[block - 1, :, : drawn - j]
+                    before[block - 1, :, j, None] * rung[block - 1, :, : drawn - j]
                 )
         for position in range(width):
             before = _ring(before, blocks[:, position, None] * part)
@@ -239,10 +259,8 @@ def _plackett_luce_containment(mass: Tensor, k: int, step: float = 0.2) -> Tenso
     return (1 - missed.flatten()[: len(mass)]).clamp(0, 1)
 
 
-def _ring(drafting: Tensor, exposure: Tensor) -> Tensor:
-    """P(N = j) after one more clock, which has rung with probability 1 - exp(-exposure)."""
-    silent = torch.exp(-exposure).unsqueeze(-1)
-    rung = -torch.expm1(-exposure).unsqueeze(-1)
-    grown = drafting * silent
-    grown[..., 1:] += drafting[..., :-1] * rung
+def _ring(rung: Tensor, exposure: Tensor) -> Tensor:
+    """P(N = n), the last axis, after one more clock that rings with probability 1 - exp(-exposure)."""
+    grown = rung * torch.exp(-exposure).unsqueeze(-1)
+    grown[..., 1:] += rung[..., :-1] * -torch.expm1(-exposure).unsqueeze(-1)
     return grown

@@ -1,32 +1,34 @@
-"""Probability vectors: checking them, drawing from them, and the pairs this book works with.
+"""Probability vectors: checking them and drawing from them.
 
-Every public function of the package accepts NumPy arrays, nested lists or torch tensors whose last axis
-is the vocabulary, and answers in the kind it was given. Inside, everything is a torch tensor.
+Every public function of the package accepts NumPy arrays, nested lists or torch tensors whose last
+axis is the vocabulary. It answers with torch tensors if it was given one, and with NumPy arrays
+otherwise. Inside, everything is a torch tensor. Explained in chapter 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from numpy import typing as npt
 from torch import Tensor
 
 MOST_DRAFTS = 1_000_000
-ArrayLike = Any  # a NumPy array, a torch tensor, or nested lists of numbers
+ArrayLike = Tensor | npt.ArrayLike  # what callers may pass
+Array = Tensor | np.ndarray | float  # what they get back
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A checked draft and target, each of shape (..., V), and the way back to the caller's kind."""
+class CheckedPair:
+    """A checked draft and target, each of shape (..., V); whether the caller passed torch tensors."""
 
     draft: Tensor
     target: Tensor
     is_torch: bool
 
-    def restore(self, values: Tensor) -> Any:
-        """`values` as the caller's kind: torch stays torch; otherwise NumPy, or a float when 0-d."""
+    def restore(self, values: Tensor) -> Array:
+        """`values` as the caller's kind: a torch tensor, a NumPy array, or a float if 0-dimensional."""
         if self.is_torch:
             return values
         return values.item() if values.ndim == 0 else values.numpy()
@@ -46,14 +48,11 @@ def _as_float_tensor(values: ArrayLike, name: str) -> tuple[Tensor, float]:
             f"{name}: expected real probabilities, found dtype {tensor.dtype}. "
             "Pass float16, bfloat16, float32 or float64."
         )
-    tolerance = (
-        torch.finfo(tensor.dtype if tensor.is_floating_point() else torch.float64).eps ** 0.5
-    )
-    if not isinstance(values, Tensor) or not tensor.is_floating_point():
-        return tensor.to(torch.float64), tolerance
-    if tensor.dtype in (torch.float16, torch.bfloat16):
-        return tensor.to(torch.float32), tolerance
-    return tensor, tolerance
+    given = tensor.dtype if tensor.is_floating_point() else torch.float64
+    half = given in (torch.float16, torch.bfloat16)
+    kept = torch.float32 if half else given
+    wanted = kept if isinstance(values, Tensor) else torch.float64
+    return tensor.to(wanted), torch.finfo(given).eps ** 0.5
 
 
 def check_distribution(values: ArrayLike, name: str) -> Tensor:
@@ -65,6 +64,12 @@ def check_distribution(values: ArrayLike, name: str) -> Tensor:
 
     Raises TypeError when `values` is not an array of real numbers, and ValueError when it has no
     vocabulary axis, a negative, NaN or infinite entry, or a row that does not sum to 1.
+
+        >>> check_distribution([0.5, 0.25, 0.25], "draft")
+        tensor([0.5000, 0.2500, 0.2500], dtype=torch.float64)
+        >>> check_distribution([0.5, 0.6], "draft")
+        Traceback (most recent call last):
+        ValueError: draft: row 0 sums to 1.1, more than 1.5e-08 away from 1. ...
     """
     tensor, tolerance = _as_float_tensor(values, name)
     if tensor.ndim == 0 or tensor.shape[-1] == 0:
@@ -90,36 +95,33 @@ def check_distribution(values: ArrayLike, name: str) -> Tensor:
     return tensor / total.unsqueeze(-1).to(tensor.dtype)
 
 
-def check_pair(draft: ArrayLike, target: ArrayLike) -> Checked:
-    """Both distributions checked, on one device, in one dtype, broadcast to one shape.
+def check_pair(draft: ArrayLike, target: ArrayLike) -> CheckedPair:
+    """Both distributions checked, on one device, in one dtype, broadcast to one shape (..., V).
 
-    Raises ValueError when the vocabularies differ in size or the leading shapes do not broadcast.
+    Raises what `check_distribution` raises, and ValueError when the vocabularies differ in size, the
+    devices differ, or the leading shapes do not broadcast.
     """
     is_torch = isinstance(draft, Tensor) or isinstance(target, Tensor)
-    checked_draft = check_distribution(draft, "draft")
-    checked_target = check_distribution(target, "target")
-    if checked_draft.shape[-1] != checked_target.shape[-1]:
+    p, q = check_distribution(draft, "draft"), check_distribution(target, "target")
+    if p.shape[-1] != q.shape[-1]:
         raise ValueError(
-            f"draft and target: vocabularies of {checked_draft.shape[-1]} and "
-            f"{checked_target.shape[-1]} tokens. Both models must share one vocabulary; pad the "
-            "shorter distribution with zeros if its missing tokens can never be drawn."
+            f"draft and target: vocabularies of {p.shape[-1]} and {q.shape[-1]} tokens. Both models "
+            "must share one vocabulary; pad the shorter distribution with zeros if its missing tokens "
+            "can never be drawn."
         )
-    if checked_draft.device != checked_target.device:
+    if p.device != q.device:
         raise ValueError(
-            f"draft and target: devices {checked_draft.device} and {checked_target.device}. "
-            "Move both to one device."
+            f"draft and target: devices {p.device} and {q.device}. Move both to one device."
         )
-    dtype = torch.promote_types(checked_draft.dtype, checked_target.dtype)
+    dtype = torch.promote_types(p.dtype, q.dtype)
     try:
-        checked_draft, checked_target = torch.broadcast_tensors(
-            checked_draft.to(dtype), checked_target.to(dtype)
-        )
+        p, q = torch.broadcast_tensors(p.to(dtype), q.to(dtype))
     except RuntimeError as error:
         raise ValueError(
-            f"draft and target: shapes {tuple(checked_draft.shape)} and "
-            f"{tuple(checked_target.shape)} do not broadcast. Give both the same leading shape."
+            f"draft and target: shapes {tuple(p.shape)} and {tuple(q.shape)} do not broadcast. Give "
+            "both the same leading shape."
         ) from error
-    return Checked(checked_draft, checked_target, is_torch)
+    return CheckedPair(p, q, is_torch)
 
 
 def check_count(value: int, name: str, least: int = 1, most: int = 2**63 - 1) -> int:
@@ -138,7 +140,10 @@ def check_count(value: int, name: str, least: int = 1, most: int = 2**63 - 1) ->
 def as_generator(
     generator: int | np.random.Generator | torch.Generator | None, device: torch.device
 ) -> torch.Generator:
-    """A torch.Generator on `device`: from a seed, from a NumPy generator, or freshly seeded."""
+    """A torch.Generator on `device`: from a seed, from a NumPy generator, or freshly seeded (None).
+
+    Raises ValueError for a torch.Generator on another device, TypeError for anything else.
+    """
     if isinstance(generator, torch.Generator):
         if generator.device.type != device.type:
             raise ValueError(
@@ -167,10 +172,13 @@ def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def sample(weights: Tensor, generator: torch.Generator, count: int | None = None) -> Tensor:
-    """Token ids drawn in proportion to `weights`, shape (..., V); `count` adds a last axis.
+    """Token ids drawn in proportion to `weights` (..., V): shape (...), or (..., count).
 
     Inverts the cumulative sum in float64, so a token of weight zero is never drawn. A row of zeros
-    answers V - 1: such rows are residuals that a caller then does not use.
+    answers V - 1: such rows are residuals of which the caller makes no use.
+
+        >>> sample(torch.tensor([0.0, 1.0, 0.0]), torch.Generator().manual_seed(0), count=4)
+        tensor([1, 1, 1, 1])
     """
     cumulative = weights.to(torch.float64).cumsum(-1)
     total = cumulative[..., -1:]
@@ -183,7 +191,7 @@ def sample(weights: Tensor, generator: torch.Generator, count: int | None = None
 
 
 def probability_of(probabilities: Tensor, tokens: Tensor) -> Tensor:
-    """probabilities[..., tokens] with the leading dimensions broadcast; a dead draft (-1) reads 0."""
+    """probabilities[..., tokens], shape (..., k): (..., V) and (..., k) are broadcast; -1 reads 0."""
     lead = torch.broadcast_shapes(probabilities.shape[:-1], tokens.shape[:-1])
     rows = probabilities.expand(*lead, -1)
     index = tokens.expand(*lead, -1)

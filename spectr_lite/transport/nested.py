@@ -12,11 +12,10 @@ G = U^k, the probability that every draft lies below it.
 
     P(winner accepted) = sum_y min(winner(y), target(y)) = alpha_k      when every token is a class
 
-The last step is lossless for whatever `winner` is, as long as it is the true distribution of the
-winner; so classes may be bins of similar tokens, and only acceptance is lost. The canonical
-decomposition into "choose a winner, then couple it with the target" is Khisti et al. (arXiv
-2410.18234). We are not aware of a prior closed form of an optimal winner. The book's proofs page
-proves every line above.
+The output step is lossless whenever `winner` is the true distribution of the winner. So a class may
+hold several tokens of similar ratio; only acceptance is lost. "Choose a winner, then couple it with
+the target" is the canonical decomposition of Khisti et al. (arXiv 2410.18234). We are not aware of a
+prior closed form of an optimal winner. Proved on the book's proofs page, explained in chapter 6.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import by_ratio, uniform
+from spectr_lite.distributions import by_ratio, ranks, uniform
 
 CELLS_PER_OCTAVE = 128  # histogram cells of target/draft: each spans a factor 2^(1/128), 0.5%
 OCTAVES = 24  # ratios beyond 2^-24 and 2^24 share the outermost cells
@@ -38,7 +37,7 @@ DENSE_LIMIT = {"cpu": 64, "cuda": 1024}  # classes up to which tables of C x C a
 
 @dataclass(frozen=True)
 class NestedPlan:
-    """A nested-priority rule. C classes; the arrays share leading dimensions.
+    """A nested-priority rule with C classes. The tensors share their leading dimensions.
 
     class_of     (..., V) class of each token
     activation   (..., C) tau of each class's lower edge; 0 for the first
@@ -58,56 +57,53 @@ class NestedPlan:
         return self.slope.gather(-1, self.class_of) * draft
 
     def classes(self, tokens: Tensor) -> Tensor:
-        """The class of each draft, shape (..., k); -1 where it is dead."""
+        """The class of each draft, shape (..., k); -1 for a dead draft."""
         ids = tokens.clamp_min(0).expand(*self.class_of.shape[:-1], -1)
         return self.class_of.gather(-1, ids).masked_fill(tokens < 0, -1)
 
     def chances(self, tokens: Tensor) -> Tensor:
         """P(draft i is the winner), shape (..., k)."""
-        classes = self.classes(tokens)
-        top = classes.amax(-1, keepdim=True).unsqueeze(-2)
-        # Z only matters through which edges it activates, so it has one level per activation time.
+        # Which edges are active only changes at the activation times: Z takes one level for each.
         levels, weight = _levels(self.activation)
-        index = torch.arange(levels.shape[-1], device=levels.device)
-        open_edges = (self.activation.unsqueeze(-2) <= levels.unsqueeze(-1)) & (index <= top)
-        floor = torch.where(open_edges, index, 0).amax(-1)
-        in_pool = (classes.unsqueeze(-2) >= floor.unsqueeze(-1)) & (tokens >= 0).unsqueeze(-2)
+        in_pool = self._in_pool(tokens, levels)
         chance = in_pool.double() / in_pool.sum(-1, keepdim=True)
         return (chance * weight.unsqueeze(-1)).sum(-2)
 
     def draw(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
-        """Which draft wins: its position, shape (..., 1)."""
-        classes = self.classes(tokens)
-        z = uniform((*classes.shape[:-1], 1), generator)
+        """Position of the draft that wins, shape (..., 1)."""
+        lead = torch.broadcast_shapes(self.class_of.shape[:-1], tokens.shape[:-1])
+        in_pool = self._in_pool(tokens, uniform((*lead, 1), generator)).squeeze(-2)
+        # A uniform choice among the drafts of the pool.
+        return (uniform(in_pool.shape, generator) * in_pool + in_pool).argmax(-1, keepdim=True)
+
+    def _in_pool(self, tokens: Tensor, z: Tensor) -> Tensor:
+        """Which drafts lie in the highest pool that any draft reached, at each Z of `z` (..., n).
+
+        Shape (..., n, k).
+        """
+        classes = self.classes(tokens).unsqueeze(-2)
         index = torch.arange(self.activation.shape[-1], device=z.device)
-        open_edges = (self.activation <= z) & (index <= classes.amax(-1, keepdim=True))
-        floor = torch.where(open_edges, index, 0).amax(-1, keepdim=True)
-        in_pool = (classes >= floor) & (tokens >= 0)
-        # Ties are broken by position alone. A token's position tells nothing: drafts are exchangeable.
-        return (uniform(classes.shape, generator) * in_pool + in_pool).argmax(-1, keepdim=True)
+        active = self.activation.unsqueeze(-2) <= z.unsqueeze(-1)
+        reached = index <= classes.amax(-1, keepdim=True)
+        floor = torch.where(active & reached, index, 0).amax(-1, keepdim=True)
+        return (classes >= floor) & (tokens >= 0).unsqueeze(-2)
 
     def take(self, rows: Tensor) -> NestedPlan:
-        """The plans of these rows, for a plan with one leading dimension."""
+        """The plans of these `rows` (n,), of a plan with one leading dimension."""
         fields = (self.class_of, self.activation, self.draft_below, self.target_below, self.slope)
         if len(self.slope) == 1:  # one row for all: repeated without a copy
             return NestedPlan(*(field[0].expand(*rows.shape, -1) for field in fields))
         return NestedPlan(*(field[rows] for field in fields))
 
 
-def token_classes(draft: Tensor, target: Tensor) -> Tensor:
-    """Every token its own class: its position in target/draft order. O(V log V)."""
-    order = by_ratio(draft, target)
-    position = torch.arange(draft.shape[-1], device=draft.device).expand_as(order)
-    return torch.empty_like(order).scatter(-1, order, position)
-
-
 def binned_classes(draft: Tensor, target: Tensor, k: Tensor, classes: int) -> Tensor:
-    """`classes` intervals of target/draft: narrow where draft mass + target mass + U^k is. O(V).
+    """The class of each token, (..., V), when classes are intervals of target/draft. O(V).
 
-    A histogram of log2(target/draft) stands in for the order. A class of mass m whose ratios span a
-    width w costs at most about m w of acceptance, and for a given number of classes the sum of m w is
-    least when their density follows the square root of the mass. The first class is kept for tokens
-    the target never says and the last for tokens never drafted: neither may share a bin with others.
+    The tokens are not sorted, but counted into a histogram of log2(target/draft). A class of mass m
+    (draft mass + target mass + increase of U^k) whose ratios span a width w costs at most about m w
+    of acceptance. For a given number of classes the sum of m w is least when the density of classes
+    follows the square root of the mass. The first class is for tokens that the target never says and
+    the last for tokens that are never drafted: neither kind may share a class with others.
     """
     half = OCTAVES * CELLS_PER_OCTAVE
     octave = torch.log2(target.to(torch.float64) / draft)
@@ -133,7 +129,7 @@ def binned_classes(draft: Tensor, target: Tensor, k: Tensor, classes: int) -> Te
 
 
 def class_masses(values: Tensor, class_of: Tensor, classes: int) -> Tensor:
-    """Mass below each class edge, shape (..., C + 1), from 0 to exactly 1."""
+    """Mass of `values` (..., V) below each class edge, (..., C + 1), from 0 to exactly 1."""
     masses = torch.zeros(*values.shape[:-1], classes, dtype=torch.float64, device=values.device)
     below = masses.scatter_add(-1, class_of, values.to(torch.float64)).cumsum(-1)
     return torch.nn.functional.pad(below / below[..., -1:], (1, 0))
@@ -142,16 +138,16 @@ def class_masses(values: Tensor, class_of: Tensor, classes: int) -> Tensor:
 def plan(draft: Tensor, target: Tensor, k: Tensor | int, classes: int | None = None) -> NestedPlan:
     """The nested-priority plan for k drafts (a number, or a tensor with one per row).
 
-    `classes` None gives every token its own class, which is optimal; otherwise tokens are binned,
-    unless there are as many classes as tokens. On a GPU the work is on tables of C x C, with fixed
-    shapes and no loop over classes, so that a CUDA graph can hold it. On a CPU, and beyond 1024
-    classes, a heap takes O(C log C) steps in Python.
+    With `classes` None, or at least V, every token is its own class, which is optimal; otherwise
+    tokens are binned. On a GPU, up to 1024 classes are worked on as tables of C x C, with fixed
+    shapes and no loop over classes, so that a CUDA graph can hold the work. Beyond that, and on a CPU
+    beyond 64, a heap takes O(C log C) steps in Python.
     """
     k = torch.as_tensor(k, dtype=torch.float64, device=draft.device).unsqueeze(-1)
     lead = torch.broadcast_shapes(draft.shape[:-1], k.shape[:-1])
     draft, target = draft.expand(*lead, -1), target.expand(*lead, -1)
     if classes is None or classes >= draft.shape[-1]:
-        class_of, classes = token_classes(draft, target), draft.shape[-1]
+        class_of, classes = ranks(by_ratio(draft, target)), draft.shape[-1]
     else:
         class_of = binned_classes(draft, target, k, classes)
     u = class_masses(draft, class_of, classes)
@@ -179,16 +175,16 @@ def _concave_hull(u: Tensor, r: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """
     edges = torch.arange(u.shape[-1], device=u.device)
     slope = _between(r, g)
-    later = edges.unsqueeze(-2) > edges.unsqueeze(-1)
-    rightward = slope.masked_fill(~later | slope.isnan(), -torch.inf).amax(-1)
-    leftward = slope.masked_fill(~later | slope.isnan(), torch.inf).amin(-2)
+    ignored = (edges.unsqueeze(-2) <= edges.unsqueeze(-1)) | slope.isnan()
+    rightward = slope.masked_fill(ignored, -torch.inf).amax(-1)
+    leftward = slope.masked_fill(ignored, torch.inf).amin(-2)
     vertex = leftward >= rightward
     vertex[..., 0].fill_(True)
     vertex[..., -1].fill_(True)
     left, right = _gaps(vertex[..., :-1])
     start, base = r.gather(-1, left), g.gather(-1, left)
     run, rise = r.gather(-1, right) - start, g.gather(-1, right) - base
-    share = torch.where(run > 0, (r[..., :-1] - start) / torch.where(run > 0, run, 1), 0)
+    share = torch.where(run > 0, (r[..., :-1] - start) / run, 0)
     hull = torch.cat([base + rise * share, g[..., -1:]], -1)
     return vertex, torch.where(vertex, g, hull)
 
@@ -198,14 +194,15 @@ def _activation_times(u: Tensor, g: Tensor, hull: Tensor, vertex: Tensor) -> Ten
 
     Edge j is a vertex of the lower hull of T - s G as long as
         min over b > j of slope(j, b)  >=  max over a < j of slope(a, j),
-    both within the block of the concave hull that holds j. The difference is concave in s, so
-    Dinkelbach's iteration falls from s = 1 to the largest root, in finitely many steps. Stopping it
-    early only moves a time: the marginal is computed from the times, and stays true.
+    both within the block of j, the edges between two vertices of the concave hull. The difference is
+    concave in s, so Dinkelbach's iteration falls from s = 1 to the largest root, in finitely many
+    steps. Stopping it early stays lossless: the winner's distribution is computed from the times
+    as they are.
     """
     edges = torch.arange(u.shape[-1], device=u.device)
     count = vertex.cumsum(-1)
-    inside = (count - vertex.long()).unsqueeze(-2) == count.unsqueeze(-1)  # no vertex in between
-    seen = inside & (edges.unsqueeze(-2) > edges.unsqueeze(-1))
+    same_block = (count - vertex.long()).unsqueeze(-2) == count.unsqueeze(-1)
+    seen = same_block & (edges.unsqueeze(-2) > edges.unsqueeze(-1))
     seen = seen & (u.unsqueeze(-2) > u.unsqueeze(-1))
     of_hull = _between(u, hull).masked_fill(~seen, 0.0)
     of_g = _between(u, g).masked_fill(~seen, 0.0)
@@ -217,7 +214,7 @@ def _activation_times(u: Tensor, g: Tensor, hull: Tensor, vertex: Tensor) -> Ten
         left = left.argmax(-2, keepdim=True)
         gain = of_hull.gather(-1, right).squeeze(-1) - of_hull.gather(-2, left).squeeze(-2)
         cost = of_g.gather(-1, right).squeeze(-1) - of_g.gather(-2, left).squeeze(-2)
-        root = torch.where(cost > 0, gain / torch.where(cost > 0, cost, 1), 1)
+        root = torch.where(cost > 0, gain / cost, 1)
         share = torch.where(vertex, share, torch.minimum(share, root.clamp_min(0)))
     return 1 - share[..., :-1]
 
@@ -233,7 +230,7 @@ def _gaps(active: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _levels(activation: Tensor) -> tuple[Tensor, Tensor]:
-    """The values Z needs to be told apart by, (..., C), and the probability of each."""
+    """The activation times in order, (..., C), and P(Z from this one up to the next)."""
     level = activation.sort(-1).values
     return level, torch.diff(level, append=torch.ones_like(level[..., :1])).clamp_min(0)
 
@@ -245,30 +242,25 @@ def _winner_slope(u: Tensor, g: Tensor, activation: Tensor) -> Tensor:
     u, g = (edge.unsqueeze(-2).expand(*left.shape[:-1], -1) for edge in (u, g))
     width = u.gather(-1, right) - u.gather(-1, left)
     rise = g.gather(-1, right) - g.gather(-1, left)
-    slope = torch.where(width > 0, rise / torch.where(width > 0, width, 1), 0)
+    slope = torch.where(width > 0, rise / width, 0)
     return (weight.unsqueeze(-1) * slope).sum(-2)
 
 
 def _heap(u: Tensor, r: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Activation times and slopes by removal: exact for any number of classes, O(C log C).
+    """Activation times and slopes, (..., C) each, by removal: exact for any C, O(C log C).
 
     At s = 0 every edge inside a block is a vertex of T - s G, since T is convex in U. As s grows the
-    vertices leave one at a time, and only the two neighbours of the one that left change their time.
+    vertices leave one at a time, and each that leaves changes the times of its two neighbours only.
     """
-    shape = u.shape[:-1]
-    times, slopes = [], []
-    for row in zip(*(edge.reshape(-1, edge.shape[-1]).tolist() for edge in (u, r, g)), strict=True):
-        tau, slope = _heap_row(*row)
-        times.append(tau)
-        slopes.append(slope)
-    as_tensor = {"dtype": torch.float64, "device": u.device}
-    return (
-        torch.tensor(times, **as_tensor).view(*shape, -1),
-        torch.tensor(slopes, **as_tensor).view(*shape, -1),
-    )
+    edges = torch.stack([u, r, g], -2).reshape(-1, 3, u.shape[-1])
+    rows = [_heap_row(*row) for row in edges.tolist()]
+    found = torch.tensor(rows, dtype=torch.float64, device=u.device)
+    times, slopes = found.view(*u.shape[:-1], 2, -1).unbind(-2)
+    return times, slopes
 
 
 def _heap_row(u: list[float], r: list[float], g: list[float]) -> tuple[list[float], list[float]]:
+    """Activation times and slopes of one row (C each), from the masses below its C + 1 edges."""
     # Edges with no draft mass between them are one edge, or their times would differ by rounding.
     edges = [j for j in range(len(u)) if j == 0 or u[j] > u[j - 1]]
     corners: list[int] = []
@@ -286,7 +278,7 @@ def _heap_row(u: list[float], r: list[float], g: list[float]) -> tuple[list[floa
         block = edges[position[first] : position[last] + 1]
         run = r[last] - r[first]
         rate = (g[last] - g[first]) / run if run > 0 else 0.0
-        # Where R stands still every edge is a vertex: tokens that the target never says.
+        # Where R stands still, at tokens that the target never says, every edge is a vertex.
         hull = [g[first] + rate * (r[j] - r[first]) if run > 0 else g[j] for j in block]
         times, slopes = _remove([u[j] for j in block], hull, [g[j] for j in block])
         for edge, time, rise in zip(block[:-1], times, slopes, strict=True):
@@ -298,10 +290,11 @@ def _heap_row(u: list[float], r: list[float], g: list[float]) -> tuple[list[floa
 
 
 def _remove(u: list[float], hull: list[float], g: list[float]) -> tuple[list[float], list[float]]:
-    """tau = 1 - s of each lower edge of one block, s being when it leaves the hull; and the slopes.
+    """tau = 1 - s of each lower edge of one block, where s is when it leaves the hull; and the slopes.
 
-    The slope of a class is the slope of G's chord over the pool that holds it, averaged over s. Pools
-    only merge, so they form a tree; a class collects what the pools above it earned while they stood.
+    The slope of a class is the slope of G's chord over the pool that holds the class, averaged over s.
+    Pools only merge, so they form a tree. earned[pool] is its chord's slope times the time it stood;
+    the slope of a class is the sum of that over all the pools that ever held it.
     """
     classes = len(u) - 1
     before = list(range(-1, classes))

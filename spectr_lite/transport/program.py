@@ -1,8 +1,7 @@
 """Draft selection as optimal transport with membership cost (OTM).
 
-Choose a joint distribution pi of the drafted tuple x and the output y, with the drafts'
-distribution as one marginal and the target as the other, so that y is a drafted token as often as
-possible:
+Choose a joint distribution pi of the drafted tuple x and the output y, with the distribution of the
+drafts as one marginal and the target as the other, so that y is a drafted token as often as possible:
 
     alpha = max over pi of  sum_{x, y in S(x)} pi(x, y),     S(x) = the set of tokens in x
 
@@ -10,8 +9,8 @@ By max-flow = min-cut, for any joint distribution of the drafts,
 
     alpha = 1 - max over token sets A of  [ P(S subset of A) - target(A) ]
 
-`solve_lp` solves the program; `optimal_acceptance` evaluates the cut formula on the V prefixes of one
-sorted order, which always contain a worst set. Source: section 3 of SpecTr (arXiv 2310.15141).
+`solve_lp` solves the program; `optimal_acceptance` evaluates the cut formula without a solver.
+Source: section 3 of SpecTr (arXiv 2310.15141). Explained in chapter 2.
 """
 
 from __future__ import annotations
@@ -50,9 +49,8 @@ class LPResult:
     """An optimal transport plan, its value, and the cut that proves the value.
 
     acceptance  alpha, the optimum of the program
-    plan        joint distribution of (x_1, ..., x_k, y): an array with k + 1 axes of length V.
-    Summed over its
-                last axis it is the drafts' distribution; summed over the others it is the target.
+    plan        joint distribution of (x_1, ..., x_k, y): an array with k + 1 axes of length V. Its
+                sum over the last axis is the distribution of the drafts; over the others, the target
     cut         the tokens of a worst set A: acceptance = 1 - P(S subset of A) + target(A)
     variables   the number of variables the program had
     """
@@ -64,10 +62,13 @@ class LPResult:
 
 
 def lp_size(vocabulary: int, k: int, formulation: Formulation = "reduced") -> int:
-    """Variables of the program for i.i.d. drafts.
+    """The number of variables of the program for i.i.d. drafts.
 
-    literal: one for each of V^k tuples and V outputs.  reduced: one for each multiset of k tokens and
-    each of its distinct members: sum_d d C(V, d) C(k - 1, d - 1).
+    "literal" has one for each of V^k tuples and V outputs. "reduced" has one for each multiset of k
+    tokens and each of its distinct members: sum_d d C(V, d) C(k - 1, d - 1).
+
+        >>> lp_size(3, 2), lp_size(3, 2, "literal")
+        (9, 27)
     """
     check_count(vocabulary, "vocabulary")
     check_count(k, "k", most=MOST_DRAFTS)
@@ -80,7 +81,7 @@ def lp_size(vocabulary: int, k: int, formulation: Formulation = "reduced") -> in
 
 
 def lp_bytes(vocabulary: int, k: int, formulation: Formulation = "reduced") -> int:
-    """Memory in bytes: the variables, the plan's V^(k+1) cells, and the V^k tuples of k drafts."""
+    """The memory `solve_lp` needs, in bytes: variables, the plan's V^(k+1) cells, V^k tuples."""
     return (
         LP_BYTES_PER_VARIABLE * lp_size(vocabulary, k, formulation)
         + LP_BYTES_PER_CELL * vocabulary ** (k + 1)
@@ -97,12 +98,16 @@ def solve_lp(
 ) -> LPResult:
     """The OTM program solved by HiGHS through cvxpy, for one pair of shape (V,).
 
-    "literal" has a variable for every tuple and every output. "reduced" keeps only the pairs with y
-    in S(x), since unmatched mass can be completed afterwards by the product of what is left over on
-    both sides, and merges tuples that are reorderings of one another.
+    "literal" has a variable for every tuple x and every output y. "reduced" merges tuples that are
+    reorderings of one another and keeps only the pairs with y in S(x): the mass that stays unmatched
+    is afterwards paired independently, as the product of the two remaining marginals.
 
     Raises ValueError for bad distributions, a batch, k < 1, an unknown formulation, or a program that
     would need more than LP_BYTES_LIMIT bytes.
+
+        >>> found = solve_lp([1 / 2, 1 / 3, 1 / 6], [0.1, 0.3, 0.6], k=2)
+        >>> round(found.acceptance, 6), found.cut, found.variables, found.plan.shape
+        (0.705556, (0, 1), 9, (3, 3, 3))
     """
     pair = check_pair(draft, target)
     k = check_count(k, "k", most=MOST_DRAFTS)
@@ -152,7 +157,7 @@ def solve_lp(
 
 
 def _members(nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(row, token) of every distinct member of every sorted multiset."""
+    """(row, token) of every distinct member of every sorted multiset in `nodes` (n, k); -1 is none."""
     first = np.ones_like(nodes, dtype=bool)
     first[:, 1:] = nodes[:, 1:] != nodes[:, :-1]
     row, position = np.nonzero(first & (nodes >= 0))
@@ -167,9 +172,11 @@ def _solve(
     worth: np.ndarray,
     complete: bool,
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The flow of most worth from `row` tuples to `column` tokens, (tuples, V); and the cut's tokens.
+    """The flow of most worth from tuples to tokens, (tuples, V), and the tokens of the cut.
 
-    `complete`: all mass must flow, as the paper states the program; otherwise at most all of it.
+    Edge e leads from tuple row[e] to token column[e], and each unit of flow on it is worth worth[e].
+    `supply` (tuples,) and `demand` (V,) must be used up if `complete`, as the paper states the
+    program; otherwise they are only limits.
     """
     import cvxpy as cp
 
@@ -183,19 +190,19 @@ def _solve(
         [sent == supply, received == demand] if complete else [sent <= supply, received <= demand]
     )
     problem = cp.Problem(cp.Maximize(worth @ flow), limits)
-    # The tightest HiGHS takes. Its default of 1e-7 is more than many a tuple's probability.
+    # The tightest that HiGHS takes. Its default, 1e-7, exceeds the probability of many tuples.
     tolerances = dict.fromkeys(
         ("primal_feasibility_tolerance", "dual_feasibility_tolerance"), 1e-10
     )
-    # HiGHS's presolve calls some programs with probabilities below 1e-8 infeasible; no program here is.
+    # Every program here has a solution, but with probabilities below 1e-8 HiGHS's presolve may deny it.
     for presolve in ("on", "off"):
         problem.solve(solver=cp.HIGHS, presolve=presolve, **tolerances)
-        if problem.status == cp.OPTIMAL:
+        if problem.status == cp.OPTIMAL and flow.value is not None:
             break
     else:
         raise RuntimeError(f"HiGHS stopped with status {problem.status!r} instead of an optimum.")
-    # A vertex of the dual is 0 or 1: a token is in A when its capacity is what limits the flow.
-    # The duals of equalities are fixed up to a constant, and cut tokens lie one above the others.
+    # At a vertex every dual is 0 or 1: a token is in A when its capacity limits the flow. The duals of
+    # equalities are only fixed up to a constant; there the tokens of A lie 1 above the others.
     price = limits[1].dual_value
     cut = np.flatnonzero(price - (price.min() if complete else 0) > 0.5)
     share = np.zeros((len(supply), len(demand)))
@@ -204,7 +211,7 @@ def _solve(
 
 
 def _complete(share: np.ndarray, supply: np.ndarray, demand: np.ndarray) -> np.ndarray:
-    """A plan with the right marginals: what is left on both sides is paired independently."""
+    """`share` (tuples, V) with both marginals met: the mass still missing is paired independently."""
     spare = np.clip(supply - share.sum(1), 0, None)
     missing = np.clip(demand - share.sum(0), 0, None)
     total = missing.sum()

@@ -1,9 +1,10 @@
 """What every selection rule offers, and how to add one.
 
-A rule is the conditional distribution of its output Y given the drafted tuple. That is the one
-method a new rule must supply; the others have exact defaults, which a rule replaces where it knows
-a closed form. The public methods check their input and accept NumPy or torch. The hooks below them
-work on tensors, check nothing and never wait for the device: the decoder calls those.
+A rule is the conditional distribution of its output Y given the drafted tuple. A new rule must supply
+that, as `_given_drafts`; every other method has an exact default, which a rule replaces where it has
+a closed form. The public methods check their input and accept NumPy or torch. The hooks, whose names
+begin with an underscore, take tensors and check nothing, and must not make the CPU wait for a GPU:
+they are what the decoder calls. Explained in chapters 2 and 5.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from spectr_lite.distributions import (
     IID,
     MOST_DRAFTS,
+    Array,
     ArrayLike,
     Drafting,
     as_generator,
@@ -32,6 +34,7 @@ from spectr_lite.distributions import (
 from spectr_lite.verifiers.paths import (
     Block,
     BlockGivenPaths,
+    draw_stop,
     emit,
     probs_at,
     top_down,
@@ -43,12 +46,16 @@ from spectr_lite.verifiers.paths import (
 class Selection:
     """The selected token ids, and whether each is one of the drafted tokens (Y in S)."""
 
-    token: Any
-    accepted: Any
+    token: Tensor | np.ndarray | np.integer
+    accepted: Tensor | np.ndarray | np.bool
 
 
 class Verifier(ABC):
-    """A token-level selection rule. `draft`, `target`: (..., V) probabilities on one vocabulary."""
+    """A token-level selection rule. `draft`, `target`: (..., V) probabilities on one vocabulary.
+
+    The public methods raise ValueError for bad distributions, for a k that the rule is not defined
+    for, and for drafts drawn in a way for which the rule is not lossless.
+    """
 
     name: ClassVar[str] = "unnamed"
     valid_for: ClassVar[tuple[type[Drafting], ...]] = (IID,)
@@ -59,8 +66,13 @@ class Verifier(ABC):
 
     def acceptance(
         self, draft: ArrayLike, target: ArrayLike, k: int, drafting: Drafting | None = None
-    ) -> Any:
-        """P(Y in S) with k drafts, shape (...). Raises ValueError for bad distributions or k < 1."""
+    ) -> Array:
+        """P(Y in S), the probability that Y is one of k drafted tokens, shape (...).
+
+        >>> from spectr_lite import verifiers
+        >>> verifiers.get("kseq").acceptance([1 / 3, 2 / 3], [5 / 9, 4 / 9], k=2)  # the optimum is 1
+        0.888888...
+        """
         pair = check_pair(draft, target)
         k = self.check_drafts(k)
         drafting = self._check_drafting(drafting)
@@ -73,7 +85,14 @@ class Verifier(ABC):
         tokens: ArrayLike,
         generator: int | np.random.Generator | torch.Generator | None = None,
     ) -> Selection:
-        """One token per row. `tokens`: (..., k) drafted ids, repeats kept, in the order drawn."""
+        """One token per row. `tokens`: (..., k) drafted ids, repeats kept, in the order drawn.
+
+        >>> from spectr_lite import verifiers
+        >>> rule, tokens = verifiers.get("kseq"), [[0, 0], [0, 1]]
+        >>> found = rule.select([0.5, 0.5], [0.0, 1.0], tokens, generator=0)
+        >>> found.token.tolist(), found.accepted.tolist()
+        ([1, 1], [False, True])
+        """
         pair = check_pair(draft, target)
         drafted = _check_tokens(tokens, pair.draft)
         self.check_drafts(drafted.shape[-1])
@@ -89,11 +108,16 @@ class Verifier(ABC):
 
     def output_distribution(
         self, draft: ArrayLike, target: ArrayLike, k: int, drafting: Drafting | None = None
-    ) -> Any:
+    ) -> Array:
         """The exact distribution of Y, shape (..., V): sum over tuples x of P(x) P(Y = y | x).
 
         Equals `target` if and only if the rule is lossless for this pair. Enumerates every tuple, so
         it is for tiny vocabularies; raises ValueError when V**(k+1) exceeds five million.
+
+            >>> from spectr_lite import verifiers
+            >>> rule = verifiers.get("kseq")
+            >>> rule.output_distribution([0.5, 0.3, 0.2], [0.1, 0.3, 0.6], k=2).round(9).tolist()
+            [0.1, 0.3, 0.6]
         """
         pair = check_pair(draft, target)
         k = self.check_drafts(k)
@@ -112,13 +136,12 @@ class Verifier(ABC):
         paths: ArrayLike,
         generator: int | np.random.Generator | torch.Generator | None = None,
     ) -> Block:
-        """Verify K i.i.d. paths of L tokens: which are kept, and the token behind them.
+        """Verify K i.i.d. paths of L tokens each: how many tokens of which path are kept, and the next.
 
-        `paths`: (..., K, L) ids. `draft_probs` (..., K, L, V) and `target_probs` (..., K, L + 1, V): the
-        distributions at the nodes of each path; index i is the node after i of its tokens. A token
-        rule walks
-        down from the root (Algorithm 3 of SpecTr). Raises ValueError when a shape does not fit, or
-        when the rule is not made for i.i.d. drafts.
+        `paths` (..., K, L) holds token ids. `draft_probs` (..., K, L, V) and `target_probs`
+        (..., K, L + 1, V) hold the next-token probabilities along each path, at index i those after i
+        of its tokens. A token-level rule walks down from the root (Algorithm 3 of SpecTr). Raises
+        ValueError when a shape does not fit, or when the rule is not lossless for i.i.d. drafts.
         """
         self._check_drafting(IID())
         draft = check_distribution(draft_probs, "draft_probs")
@@ -148,23 +171,21 @@ class Verifier(ABC):
 
     @abstractmethod
     def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
-        """P(Y = y | drafted tuple), shape (..., V). `tokens`: (..., k), -1 where a draft is dead."""
+        """P(Y = y | drafted tuple), (..., V). `tokens`: (..., k) ids, -1 for a dead draft."""
 
-    def _acceptance(
-        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
-    ) -> Tensor:
-        """P(Y in S), shape (...). By enumeration unless the rule knows better."""
+    def _acceptance(self, draft: Tensor, target: Tensor, k: int, drafting: Drafting) -> Tensor:
+        """P(Y in S), shape (...), by enumeration unless the rule has a closed form."""
         rows = []
-        for p, q, tokens, mass in _enumerate(draft, target, k, drafting or self.default_drafting):
+        for p, q, tokens, mass in _enumerate(draft, target, k, drafting):
             inside = torch.zeros(len(tokens), draft.shape[-1] + 1, dtype=torch.float64)
             inside.scatter_(-1, tokens % (draft.shape[-1] + 1), 1.0)  # -1 falls on the spare column
             rows.append(mass @ (self._given_drafts(p, q, tokens) * inside[:, :-1]).sum(-1))
         return torch.stack(rows).view(draft.shape[:-1])
 
     def _select(
-        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
+        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: Generator
     ) -> Tensor:
-        """Token ids of shape (...). `tokens`: (..., k), -1 where a draft is dead."""
+        """Ids of the tokens selected, (...). `tokens`: (..., k) ids, -1 for a dead draft."""
         return sample(self._given_drafts(draft, target, tokens), generator)
 
     def _given_paths(
@@ -174,11 +195,7 @@ class Verifier(ABC):
         return top_down_distribution(self._given_drafts, draft_probs, target_probs, paths)
 
     def _verify(
-        self,
-        draft_probs: Tensor,
-        target_probs: Tensor,
-        paths: Tensor,
-        generator: torch.Generator,
+        self, draft_probs: Tensor, target_probs: Tensor, paths: Tensor, generator: Generator
     ) -> Block:
         """One block for each row, shapes as in `verify_tree`."""
         draft, target = (partial(probs_at, probs) for probs in (draft_probs, target_probs))
@@ -187,7 +204,7 @@ class Verifier(ABC):
     # --- checks ---
 
     def check_drafts(self, k: int) -> int:
-        """k as an int, if the rule is defined for so many drafts."""
+        """k as an int; ValueError if the rule is not defined for so many drafts."""
         k = check_count(k, "k", most=MOST_DRAFTS)
         if self.only_k not in (None, k):
             raise ValueError(
@@ -216,30 +233,24 @@ class TreeVerifier(Verifier):
     ) -> BlockGivenPaths: ...
 
     def _verify(
-        self,
-        draft_probs: Tensor,
-        target_probs: Tensor,
-        paths: Tensor,
-        generator: torch.Generator,
+        self, draft_probs: Tensor, target_probs: Tensor, paths: Tensor, generator: Generator
     ) -> Block:
         given = self._given_paths(draft_probs, target_probs, paths)
-        place = sample(given.stop.flatten(-2), generator)
-        nodes = given.extra.flatten(-3, -2)
-        index = place[..., None, None].expand(*place.shape, 1, nodes.shape[-1])
-        last = sample(nodes.gather(-2, index).squeeze(-2), generator)
+        place, last = draw_stop(given.stop.flatten(-2), given.extra.flatten(-3, -2), generator)
         width = paths.shape[-1] + 1
         return emit(paths, place // width, place % width, last)
 
     def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
-        """The distribution of Y with one-token paths. What follows them does not matter; the target
-        will do.
+        """P(Y = y | drafted tuple), taking each draft for a path of one token.
+
+        What the target says after that token has no effect on Y, so its `target` is used again.
         """
         lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1], tokens.shape[:-1])
         count, vocabulary = tokens.shape[-1], draft.shape[-1]
         tokens = tokens.expand(*lead, count)
         given = self._given_paths(
-            draft.unsqueeze(-2).unsqueeze(-2).expand(*lead, count, 1, vocabulary),
-            target.unsqueeze(-2).unsqueeze(-2).expand(*lead, count, 2, vocabulary),
+            draft[..., None, None, :].expand(*lead, count, 1, vocabulary),
+            target[..., None, None, :].expand(*lead, count, 2, vocabulary),
             tokens.unsqueeze(-1),
         )
         refused = (given.stop[..., :1] * given.extra[..., 0, :]).sum(-2)
@@ -247,7 +258,7 @@ class TreeVerifier(Verifier):
 
 
 def _check_tokens(tokens: ArrayLike, draft: Tensor) -> Tensor:
-    """`tokens` as int64 of shape (..., k), every id within the vocabulary."""
+    """`tokens` as int64 of shape (..., k); TypeError or ValueError if that is not what they are."""
     try:
         drafted = tokens if isinstance(tokens, Tensor) else torch.as_tensor(np.asarray(tokens))
     except (TypeError, ValueError) as error:
@@ -259,11 +270,11 @@ def _check_tokens(tokens: ArrayLike, draft: Tensor) -> Tensor:
             f"tokens: shape {tuple(drafted.shape)} has no drafts. The last axis must hold k >= 1 ids."
         )
     vocabulary = draft.shape[-1]
-    if ((drafted < 0) | (drafted >= vocabulary)).any():
-        wrong = drafted[(drafted < 0) | (drafted >= vocabulary)][0].item()
+    outside = drafted[(drafted < 0) | (drafted >= vocabulary)]
+    if len(outside):
         raise ValueError(
-            f"tokens: found id {wrong}; the vocabulary has ids 0 to {vocabulary - 1}. Drafted ids must "
-            "come from the same vocabulary as the distributions."
+            f"tokens: found id {outside[0].item()}; the vocabulary has ids 0 to {vocabulary - 1}. "
+            "Drafted ids must come from the same vocabulary as the distributions."
         )
     try:
         torch.broadcast_shapes(drafted.shape[:-1], draft.shape[:-1])
@@ -278,7 +289,7 @@ def _check_tokens(tokens: ArrayLike, draft: Tensor) -> Tensor:
 def _enumerate(
     draft: Tensor, target: Tensor, k: int, drafting: Drafting
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """For each row of the batch: draft (V,), target (V,), tuples (N, k) and their distribution (N,)."""
+    """For each pair of the batch: draft (V,), target (V,), tuples (N, k), their probabilities (N,)."""
     vocabulary = draft.shape[-1]
     draft, target = draft.to(torch.float64), target.to(torch.float64)
     for p, q in zip(draft.reshape(-1, vocabulary), target.reshape(-1, vocabulary), strict=True):

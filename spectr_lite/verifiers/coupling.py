@@ -3,41 +3,49 @@
     accept X with probability min(1, target(X) / draft(X)); otherwise Y ~ (target - draft)+
     P(Y in S) = sum_y min(draft(y), target(y)) = 1 - TV(draft, target)                     k = 1
 
-Source: Algorithm 1 of SpecTr (arXiv 2310.15141); Leviathan et al. (arXiv 2211.17192).
+Source: Algorithm 1 of SpecTr (arXiv 2310.15141); Leviathan et al. (arXiv 2211.17192). Explained in
+chapter 1.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from spectr_lite.distributions import Drafting, probability_of, sample, uniform
 from spectr_lite.verifiers.base import Verifier
 
 
 def couple_winner(chance: Tensor, winner: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
-    """The distribution of Y (..., V) when draft i is the winner with probability chance[..., i].
+    """P(Y = y | drafted tuple), (..., V), when draft i wins with probability chance[..., i].
 
-    `winner` (..., V) is the distribution of the winner over all tuples. It is accepted with probability
-    min(1, target / winner), and otherwise Y ~ (target - winner)+. A dead draft has chance 0.
+    `winner` (..., V) is the distribution of the winning token over all tuples. A winner w is accepted
+    with probability min(1, target(w) / winner(w)); otherwise Y ~ (target - winner)+. The chance of a
+    dead draft (-1 in `tokens`) must be 0.
     """
     mass = probability_of(winner, tokens)
     accept = torch.where(mass > 0, probability_of(target, tokens) / mass, 1.0).clamp_max(1)
     residual = (target - winner).clamp_min(0)
     total = residual.sum(-1, keepdim=True)
     rejected = (chance * (1 - accept)).sum(-1, keepdim=True)
-    probs = rejected * residual / torch.where(total > 0, total, 1)
+    corrected = torch.where(total > 0, rejected * residual / total, 0.0)
     kept = chance * accept
-    return probs.scatter_add(-1, tokens.clamp_min(0).expand_as(kept), kept)
+    return corrected.scatter_add(-1, tokens.clamp_min(0).expand_as(kept), kept)
 
 
-def couple(token: Tensor, probs: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
-    """Y (...), coupled with `token` (..., 1), which follows `drafting` (..., V)."""
+def couple(token: Tensor, probs: Tensor, target: Tensor, generator: Generator) -> Tensor:
+    """Y (...), coupled with `token` (..., 1), which was drawn from `probs` (..., V)."""
     eta = uniform(token.shape, generator)
     accepted = eta * probability_of(probs, token) < probability_of(target, token)
-    # One residual for each token: rows that shared one would share the Y drawn from it.
+    # The residual is repeated for each token, so that every row draws a Y of its own.
     left = (target - probs).clamp_min(0).expand(*token.shape[:-1], -1)
     return torch.where(accepted[..., 0], token[..., 0], sample(left, generator))
+
+
+def first_accepted(tokens: Tensor, accepted: Tensor, otherwise: Tensor) -> Tensor:
+    """The first of `tokens` (..., k) that is accepted; where none is, `otherwise` (...)."""
+    first = accepted.to(torch.int8).argmax(-1, keepdim=True)
+    return torch.where(accepted.any(-1), tokens.gather(-1, first).squeeze(-1), otherwise)
 
 
 class Coupling(Verifier):
@@ -46,15 +54,13 @@ class Coupling(Verifier):
     name = "coupling"
     only_k = 1
 
-    def _acceptance(
-        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
-    ) -> Tensor:
+    def _acceptance(self, draft: Tensor, target: Tensor, k: int, drafting: Drafting) -> Tensor:
         return torch.minimum(draft, target).sum(-1)
 
     def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         return couple_winner(torch.ones_like(probability_of(draft, tokens)), draft, target, tokens)
 
     def _select(
-        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
+        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: Generator
     ) -> Tensor:
         return couple(tokens, draft, target, generator)

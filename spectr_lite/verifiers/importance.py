@@ -1,20 +1,20 @@
 """Importance sampling: a tournament picks one draft, the winner is coupled with the target.
 
-    champion W_1 = X_1 with distribution r_1 = draft;   match i: W_{i-1} against X_i, i = 2..k
-    match       of two different tokens the first in the order of target - r_{i-1} draft, descending,
-                wins; but between two of the first s tokens the win is a biased coin, whose bias solves
-                    maximise sum_y min(r_i(y), target(y)),      r_i the distribution of the match's
-                    winner
-    output      accept W_k with probability min(1, target / r_k); otherwise  Y ~ (target - r_k)+
+    champion  W_1 = X_1 with distribution r_1 = draft;   match i: W_{i-1} against X_i, i = 2..k
+    match     tokens stand in the order of target - r_{i-1} draft, descending. Of two different tokens
+              the earlier wins; but between two of the first s, a coin decides, whose bias solves
+                  maximise sum_y min(r_i(y), target(y)),    r_i the distribution of the winner W_i
+    output    accept W_k with probability min(1, target / r_k); otherwise  Y ~ (target - r_k)+
 
 Lossless for any coins, because r_k is the winner's true distribution. With s >= V, two drafts reach
-the optimum; beyond two each match is solved on its own, so the tournament is not optimal. With s <
-V the first s tokens beat all others, wanted or not: dear where the target is spread out.
+the optimum; with more, each match is solved on its own, so the tournament is not optimal. With s < V
+the first s tokens beat all others, however little the target wants them; that costs most where the
+target is spread over many tokens.
 Source: Khisti et al. (arXiv 2410.18234): canonical decomposition, truncated linear program, tournament.
 The paper's text was not at hand; the order, the truncation and the sequence of matches follow public
 code that cites its appendix. That code has a coin for each ordered pair; one per unordered pair loses
-nothing. HiGHS solves the program, one per match and pair of distributions: a rule for study, not for a
-GPU.
+nothing. HiGHS solves one linear program for each match and each pair of distributions, so the rule is
+for study and not for a GPU. Explained in chapter 5.
 """
 
 from __future__ import annotations
@@ -29,9 +29,13 @@ from spectr_lite.distributions import ENUMERATION_LIMIT, Drafting, check_count
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.coupling import couple_winner
 
+Match = tuple[np.ndarray, np.ndarray]  # rank (V,) of each token; coins (s, s), P(row's token wins)
 
-def match(champion: np.ndarray, draft: np.ndarray, target: np.ndarray, s: int):
-    """One match: rank (V,), coins (s, s) = P(row token wins), and the winner's distribution (V,)."""
+
+def match(
+    champion: np.ndarray, draft: np.ndarray, target: np.ndarray, s: int
+) -> tuple[Match, np.ndarray]:
+    """The match of a token drawn from `champion` against one from `draft`, and its winner's (V,)."""
     order = np.argsort(-(target - champion * draft), kind="stable")
     r, p, q = champion[order], draft[order], target[order]
     behind_r, behind_p = 1 - np.cumsum(r), 1 - np.cumsum(p)
@@ -41,8 +45,8 @@ def match(champion: np.ndarray, draft: np.ndarray, target: np.ndarray, s: int):
     first, second = np.triu_indices(s, 1)
     mass = r[first] * p[second] + p[first] * r[second]
     if mass.sum() > 0:
-        # The mass of every pair that goes to its first token, and accepted mass a <=
-        # min(distribution, target).
+        # Variables: the mass of each pair that goes to its first token; and -a for each token, where
+        # its accepted mass a is at most min(winner, target).
         certain = probs[:s] - np.bincount(first, mass, s)
         pairs = len(mass)
         column = np.arange(pairs)
@@ -66,73 +70,67 @@ def match(champion: np.ndarray, draft: np.ndarray, target: np.ndarray, s: int):
                 certain + np.bincount(first, taken, s) + np.bincount(second, mass - taken, s)
             )
     coins[second, first] = 1 - coins[first, second]
-    rank = np.empty(len(q), dtype=np.int64)
-    rank[order] = np.arange(len(q))
+    rank = np.argsort(order)
     winner = np.clip(probs, 0, None)[rank]
-    return rank, coins, winner / winner.sum()
+    return (rank, coins), winner / winner.sum()
 
 
 class Importance(Verifier):
-    """Importance-weighted tournament; the program of a match ranges over `truncation` tokens."""
+    """The tournament; `truncation` is s, the number of tokens between which coins decide."""
 
     name = "importance"
 
     def __init__(self, truncation: int = 20) -> None:
         self.truncation = check_count(truncation, "truncation")
 
-    def _tournament(self, draft: np.ndarray, target: np.ndarray, k: int):
+    def _tournament(
+        self, draft: np.ndarray, target: np.ndarray, k: int
+    ) -> tuple[list[Match], np.ndarray]:
         """The matches 2..k, and the champion's distribution after 1..k drafts, (k, V)."""
-        distributions, matches = [draft], []
+        champions, matches = [draft], []
         for _ in range(k - 1):
-            rank, coins, probs = match(distributions[-1], draft, target, self.truncation)
-            matches.append((rank, coins))
-            distributions.append(probs)
-        return matches, np.stack(distributions)
+            played, winner = match(champions[-1], draft, target, self.truncation)
+            matches.append(played)
+            champions.append(winner)
+        return matches, np.stack(champions)
 
-    def _acceptance(
-        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
-    ) -> Tensor:
-        """P(Y in S) by enumeration where V^(k+1) allows; else P(winner accepted), which P(Y in S) may
-        exceed: the residual can hit a draft that lost."""
+    def _acceptance(self, draft: Tensor, target: Tensor, k: int, drafting: Drafting) -> Tensor:
+        """P(Y in S) by enumeration, up to ENUMERATION_LIMIT; beyond it P(winner accepted), which is
+        less where the residual can hit a draft that lost.
+        """
         if draft.shape[-1] ** (k + 1) <= ENUMERATION_LIMIT:
             return super()._acceptance(draft, target, k, drafting)
-        rows = zip(*(_rows(values) for values in (draft, target)), strict=True)
-        distributions = [self._tournament(p, q, k)[1][-1] for p, q in rows]
-        winner = torch.as_tensor(np.stack(distributions), device=draft.device).view(draft.shape)
+        pairs = (
+            torch.stack([draft, target], -2).double().cpu().numpy().reshape(-1, 2, draft.shape[-1])
+        )
+        winners = np.stack([self._tournament(p, q, k)[1][-1] for p, q in pairs])
+        winner = torch.as_tensor(winners, device=draft.device).view(draft.shape)
         return torch.minimum(winner, target).sum(-1)
 
     def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1], tokens.shape[:-1])
         vocabulary, width = draft.shape[-1], tokens.shape[-1]
-        both = torch.cat([draft.expand(*lead, -1), target.expand(*lead, -1)], -1)
-        pairs, row = torch.unique(both.reshape(-1, 2 * vocabulary), dim=0, return_inverse=True)
+        both = torch.stack([draft.expand(*lead, -1), target.expand(*lead, -1)], -2)
+        pairs, row = both.reshape(-1, 2, vocabulary).unique(dim=0, return_inverse=True)
         drafted = tokens.expand(*lead, -1).reshape(-1, width)
         probs = draft.new_zeros(len(drafted), vocabulary)
-        for index, pair in enumerate(pairs.double().cpu().numpy()):
-            matches, champions = self._tournament(pair[:vocabulary], pair[vocabulary:], width)
+        for index, pair in enumerate(pairs):
+            p, q = pair.double().cpu().numpy()
+            matches, champions = self._tournament(p, q, width)
             mine = row == index
-            probs[mine] = _play(
-                torch.as_tensor(pair[vocabulary:], dtype=probs.dtype, device=probs.device),
-                torch.as_tensor(champions, dtype=probs.dtype, device=probs.device),
-                matches,
-                drafted[mine],
-            )
+            probs[mine] = _play(pair[1], probs.new_tensor(champions), matches, drafted[mine])
         return probs.view(*lead, vocabulary)
 
 
-def _rows(values: Tensor) -> np.ndarray:
-    return values.double().cpu().numpy().reshape(-1, values.shape[-1])
-
-
-def _play(target: Tensor, champions: Tensor, matches: list, tokens: Tensor) -> Tensor:
-    """The distribution of Y for each tuple of `tokens` (N, k); champions (k, V)."""
-    # Living drafts first: the number of matches a row plays is the number of drafts it has.
+def _play(target: Tensor, champions: Tensor, matches: list[Match], tokens: Tensor) -> Tensor:
+    """P(Y = y | drafted tuple), (N, V), for `tokens` (N, k) and `champions` (k, V)."""
+    # Dead drafts go last, so that a row with n drafts plays the first n - 1 matches.
     tokens = tokens.gather(-1, (tokens < 0).to(torch.int8).argsort(dim=-1, stable=True))
     chance = torch.zeros(tokens.shape, dtype=target.dtype, device=tokens.device)
     chance[:, 0] = 1  # P(draft i is the champion)
-    for i, (rank, coins) in enumerate(matches, start=1):
-        rank = torch.as_tensor(rank, device=tokens.device)
-        coins = torch.as_tensor(coins, dtype=target.dtype, device=tokens.device)
+    for i, played in enumerate(matches, start=1):
+        rank = torch.as_tensor(played[0], device=tokens.device)
+        coins = target.new_tensor(played[1])
         s = len(coins)
         place = rank[tokens.clamp_min(0)]
         held, new = place[:, :i], place[:, i : i + 1]

@@ -6,19 +6,22 @@
 
 Lossless for every rho >= rho*, the root of p_acc(rho) = rho beta(rho). Acceptance is largest at rho*:
     P(Y in S) = 1 - (1 - beta(rho*))^k  >=  [1 - (1 - 1/k)^k] sum_x min(target, k draft)
-Source: Algorithm 2 and Theorem 1 of SpecTr (arXiv 2310.15141).
+Source: Algorithm 2 and Theorem 1 of SpecTr (arXiv 2310.15141). Explained in chapter 4.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from spectr_lite.distributions import Drafting, probability_of, sample, uniform
 from spectr_lite.verifiers import paths
 from spectr_lite.verifiers.base import Verifier
+from spectr_lite.verifiers.coupling import first_accepted
 
-NEWTON_STEPS = 10  # on a device that cannot say when it is enough; then p_acc is within 1e-7
+# A GPU takes a fixed number of steps, as a test for convergence would make the CPU wait for it; after
+# ten, p_acc is within 1e-7. A CPU stops when p_acc - rho beta is zero to rounding.
+NEWTON_STEPS = 10
 MOST_STEPS = 100
 ROUNDING = 1e-15
 
@@ -34,15 +37,19 @@ def acceptance_of_any(beta: Tensor, k: Tensor | int) -> Tensor:
 
 
 def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
-    """rho*, the smallest rho for which K-SEQ is lossless; shape (...), float64. O(V) each step, no sort.
+    """rho*, the smallest rho for which K-SEQ is lossless; shape (...), float64. O(V) a step, no sort.
 
-    With S(rho) = rho beta(rho) = sum_x min(rho draft, target) and A = dS/drho, the draft mass that rho
-    leaves below the target, Newton's method on
+    `k` may be a tensor (...), one number of drafts per row. Let S(rho) = rho beta(rho) =
+    sum_x min(rho draft, target), and let A = dS/drho be the draft mass of the tokens with
+    rho draft < target. Newton's method from rho = 1 finds the root of
         h(rho) = p_acc - S,      -h' = k (1 - beta)^(k-1) (beta - A) / rho + A
-    starts at rho = 1 and takes the middle of the bracket where a step leaves it. S grows with rho,
-    psi(S) = S / (1 - (1 - S)^(1/k)) falls from k to 1, and rho* = psi(S(rho*)); so rho* lies between
-    any rho and psi(S(rho)). That narrows the bracket from both ends, and the larger of the two is
-    lossless wherever the steps end. `k` may be a tensor, one number of drafts per row.
+    inside a bracket; a step that leaves the bracket is replaced by its middle. S grows with rho,
+    psi(S) = S / (1 - (1 - S)^(1/k)) falls from k to 1, and rho* = psi(S(rho*)). So rho* lies between
+    rho and psi(S(rho)) for any rho: both narrow the bracket, and the larger of the two, which is the
+    answer, is lossless after any number of steps.
+
+        >>> round(optimal_rho(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75]), 2).item(), 4)
+        1.309
     """
     draft, target = draft.to(torch.float64), target.to(torch.float64)
     k = torch.as_tensor(k, dtype=torch.float64, device=draft.device)
@@ -71,9 +78,9 @@ def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
 
 
 def bisected_rho(draft: Tensor, target: Tensor, k: int, halvings: int = 60) -> Tensor:
-    """rho* by bisection of [1, k], shape (...), float64. O(V) each halving, no sort.
+    """rho* by bisection of [1, k], as the paper finds it; shape (...), float64. O(V) a halving.
 
-    Answers the UPPER end of the last bracket: below rho* the residual has negative mass.
+    Returns the UPPER end of the last bracket: below rho* the residual has negative mass.
     """
     low = torch.ones(draft.shape[:-1], dtype=torch.float64, device=draft.device)
     high = torch.full_like(low, k)
@@ -86,9 +93,7 @@ def bisected_rho(draft: Tensor, target: Tensor, k: int, halvings: int = 60) -> T
 
 
 def residual(draft: Tensor, target: Tensor, rho: Tensor, k: Tensor | int) -> Tensor:
-    """The distribution of Y once all k drafts are rejected, unnormalised; its mass is 1 - p_acc.
-    (..., V).
-    """
+    """What Y follows once all k drafts are rejected, (..., V), unnormalised: its mass is 1 - p_acc."""
     beta = acceptance_of_one(draft, target, rho)
     share = torch.where(beta > 0, acceptance_of_any(beta, k) / beta, 0.0)
     kept = torch.minimum(draft, target / rho.unsqueeze(-1)).to(torch.float64)
@@ -109,21 +114,19 @@ class KSeq(Verifier):
         self.rho = rho
 
     def _rho(self, draft: Tensor, target: Tensor, k: Tensor, most: int) -> Tensor:
-        """rho of each row with k of `most` drafts alive."""
-        if self.rho is None and most == 1:
+        """rho of each row, (...), with k of `most` drafts alive."""
+        if self.rho is not None:
+            return torch.full(draft.shape[:-1], self.rho, dtype=torch.float64, device=draft.device)
+        if most == 1:
             lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1], k.shape)
             return torch.ones(lead, dtype=torch.float64, device=draft.device)
-        if self.rho is None and draft.ndim == target.ndim == 1:
+        if draft.ndim == target.ndim == 1:
             # One pair and many tuples: one root for each number of drafts, not one for each tuple.
-            counts, rows = torch.as_tensor(k, device=draft.device).unique(return_inverse=True)
+            counts, rows = k.unique(return_inverse=True)
             return optimal_rho(draft, target, counts)[rows]
-        if self.rho is None:
-            return optimal_rho(draft, target, k)
-        return torch.full(draft.shape[:-1], self.rho, dtype=torch.float64, device=draft.device)
+        return optimal_rho(draft, target, k)
 
-    def _acceptance(
-        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
-    ) -> Tensor:
+    def _acceptance(self, draft: Tensor, target: Tensor, k: int, drafting: Drafting) -> Tensor:
         """p_acc + P(the residual hits a rejected draft); the second term is 0 at rho*."""
         rho = self._rho(draft, target, torch.as_tensor(k, device=draft.device), k)
         beta = acceptance_of_one(draft, target, rho)
@@ -144,19 +147,16 @@ class KSeq(Verifier):
         first = accept * torch.cat([torch.ones_like(reached[..., :1]), reached[..., :-1]], -1)
         left = residual(draft, target, rho, k)
         total = left.sum(-1, keepdim=True)
-        probs = reached[..., -1:] * left / torch.where(total > 0, total, 1)
-        return probs.scatter_add(-1, tokens.clamp_min(0).expand_as(first), first)
+        corrected = torch.where(total > 0, reached[..., -1:] * left / total, 0.0)
+        return corrected.scatter_add(-1, tokens.clamp_min(0).expand_as(first), first)
 
     def _select(
-        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
+        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: Generator
     ) -> Tensor:
         k = (tokens >= 0).sum(-1)
         rho = self._rho(draft, target, k, tokens.shape[-1])
         eta = uniform(tokens.shape, generator)
         # Strict, and without dividing: a token the target never says is never accepted.
-        accepted = eta * rho.unsqueeze(-1) * probability_of(draft, tokens) < probability_of(
-            target, tokens
-        )
-        first = accepted.to(torch.int8).argmax(-1, keepdim=True)
-        corrected = sample(residual(draft, target, rho, k), generator)
-        return torch.where(accepted.any(-1), tokens.gather(-1, first).squeeze(-1), corrected)
+        tested = eta * rho.unsqueeze(-1) * probability_of(draft, tokens)
+        accepted = tested < probability_of(target, tokens)
+        return first_accepted(tokens, accepted, sample(residual(draft, target, rho, k), generator))

@@ -1,4 +1,4 @@
-"""Greedy multi-path block verification: keep the path that ranks highest, judge it as a block.
+"""Greedy multi-path block verification: the path that ranks highest is judged as a block.
 
     rank      at a node, tokens by target/draft ascending, ties by id; paths by their first difference
     select    the highest of the K paths. With lo, m the draft mass of all paths that rank below a prefix
@@ -7,11 +7,11 @@
                   skewed(y) = [F(y)^K - (F(y) - m draft(y))^K] / [(lo + m)^K - lo^K]
     verify    block verification of that path, with `skewed` in place of the draft
 
-The distribution of the selected path needs distributions on that path alone. With K = 1 it is block
-verification. Source: Thomas and Pal (arXiv 2602.16961), after public descriptions and two public
-copies of its code. One copy caps target/draft at 1 before ranking; the ties that makes go to the
-draft met first, while its skewed distribution gives them to the higher id. Here, as in the other
-copy, nothing is capped, and one order serves both uses.
+`skewed` only needs the probabilities along the selected path. With K = 1 it is block verification.
+Source: Thomas and Pal (arXiv 2602.16961), after public descriptions and two public copies of its code.
+One copy caps target/draft at 1 before ranking. That makes ties, which its selection gives to the draft
+it meets first, but its skewed distribution to the higher id. Here, as in the other copy, nothing is
+capped, and one order serves both uses. Explained in chapter 10.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import by_ratio, probability_of
+from spectr_lite.distributions import by_ratio, probability_of, ranks
 from spectr_lite.verifiers.base import TreeVerifier
-from spectr_lite.verifiers.paths import BlockGivenPaths, probs_at, verify_path
+from spectr_lite.verifiers.paths import BlockGivenPaths, probs_at, row_at, verify_path
 
 
 class MultipathBlock(TreeVerifier):
@@ -44,11 +44,8 @@ class MultipathBlock(TreeVerifier):
             ordered = draft.gather(-1, order)
             below = torch.zeros_like(draft).scatter(-1, order, ordered.cumsum(-1) - ordered)
             skewed.append(skew(draft, below, low, mass, count, paths.shape[-2]))
-            rank = torch.empty_like(order).scatter(
-                -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
-            )
             here = paths[..., i]
-            held = rank.gather(-1, here.clamp_min(0)).masked_fill(~alive, -1)
+            held = ranks(order).gather(-1, here.clamp_min(0)).masked_fill(~alive, -1)
             alive = alive & (held == held.amax(-1, keepdim=True))
             path = alive.to(torch.int8).argmax(-1)
             token = here.gather(-1, path.unsqueeze(-1))
@@ -58,10 +55,8 @@ class MultipathBlock(TreeVerifier):
             )
             # Only the ratio of the two matters, and both shrink with every token.
             low, mass = low / (low + mass), mass / (low + mass)
-        index = path[..., None, None]
-        followed = paths.take_along_dim(index, -2).squeeze(-2)
-        aims = target_probs.take_along_dim(index[..., None], -3).squeeze(-3)
-        stop, extra = verify_path(torch.stack(skewed, -2), aims, followed)
+        targets = target_probs.take_along_dim(path[..., None, None, None], -3).squeeze(-3)
+        stop, extra = verify_path(torch.stack(skewed, -2), targets, row_at(paths, path))
         selected = torch.arange(paths.shape[-2], device=paths.device) == path.unsqueeze(-1)
         stop = stop.unsqueeze(-2) * selected.unsqueeze(-1)
         return BlockGivenPaths(stop, extra.unsqueeze(-3).expand(*stop.shape, -1))
@@ -70,9 +65,10 @@ class MultipathBlock(TreeVerifier):
 def skew(
     draft: Tensor, below: Tensor, low: Tensor, mass: Tensor, count: Tensor, most: int
 ) -> Tensor:
-    """Probabilities of the selected path's next token, (..., V). `count` paths (..., 1), at most `most`.
+    """Probabilities of the selected path's next token, (..., V), among `count` (..., 1) <= `most` paths.
 
-    a^n - b^n = (a - b) sum_i a^i b^(n-1-i): all terms positive, no digits lost.
+    `below` (..., V) is draft(tokens ranked below y); `low` and `mass`, (..., 1), are lo and m.
+    a^n - b^n = (a - b) sum_i a^i b^(n-1-i): all terms are positive, so no digits are lost.
     """
     a, b = low + mass * (below + draft), low + mass * below
     total = torch.zeros_like(draft)

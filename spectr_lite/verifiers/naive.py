@@ -3,15 +3,15 @@
     accept X_1 with probability min(1, target(X_1) / draft(X_1)); otherwise  Y ~ (target - draft)+
     P(Y in S) = sum_y min(draft, target) + sum_y (target - draft)+ (1 - (1 - draft)^(k-1))
 
-What a single-draft verifier gains from further drafts that it does not look at. It needs nothing of
-them, only that X_1 follows the draft; so it is valid for drafts without replacement too.
-Source: Leviathan et al. (arXiv 2211.17192), run on several drafts.
+This is what a single-draft verifier gains from further drafts that it does not look at. It requires
+only that X_1 follows the draft, so it is valid for drafts without replacement too.
+Source: Leviathan et al. (arXiv 2211.17192), run on several drafts. Explained in chapter 5.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from spectr_lite.distributions import IID, Drafting, WithoutReplacement, probability_of
 from spectr_lite.verifiers.base import Verifier
@@ -19,15 +19,13 @@ from spectr_lite.verifiers.coupling import couple, couple_winner
 
 
 class Naive(Verifier):
-    """Couples Y with the first living draft alone."""
+    """Couples Y with the first draft that is not dead, and ignores the others."""
 
     name = "naive"
     valid_for = (IID, WithoutReplacement)
 
-    def _acceptance(
-        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
-    ) -> Tensor:
-        if not isinstance(drafting or self.default_drafting, IID):
+    def _acceptance(self, draft: Tensor, target: Tensor, k: int, drafting: Drafting) -> Tensor:
+        if not isinstance(drafting, IID):
             return super()._acceptance(draft, target, k, drafting)
         hit = -torch.expm1((k - 1) * torch.log1p(-draft.clamp_max(1))) if k > 1 else 0.0
         return (torch.minimum(draft, target) + (target - draft).clamp_min(0) * hit).sum(-1)
@@ -37,7 +35,7 @@ class Naive(Verifier):
         return couple_winner(torch.ones_like(probability_of(draft, first)), draft, target, first)
 
     def _select(
-        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
+        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: Generator
     ) -> Tensor:
         lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
         return couple(_first_alive(tokens).expand(*lead, 1), draft, target, generator)

@@ -1,31 +1,34 @@
 """Optimal selection and block verification: the best child on the way down, the block on the way up.
 
     down   at a node with M living paths choose a child by the optimal plan for M drafts (nested
-           priority); keep its paths. r_i = the distribution of the chosen token, the plan's true
-           marginal
+           priority); keep its paths. r_i = the true distribution of the child chosen at depth i
     up     block verification of the path so chosen, with r_i in place of the draft
 
-Lossless for any way of choosing a child: given what was chosen, the paths below it are still i.i.d.
-The plan's marginal r is the best one for every weight w that block verification can reach a node with:
+Lossless for any way of choosing a child: given the choice, the paths below the child are still i.i.d.
+The plan's r is the best distribution for every weight w with which block verification reaches a node:
     sum_y min(r(y), w target(y)) = min over A of [ w target(A) + 1 - draft(A)^M ]      for all w <= 1
 With L = 1 it is `optimal`, with K = 1 it is `block`. We are not aware of an earlier use of the two
-together. Sources: optimal.py; block verification is Sun et al. (arXiv 2403.10444).
+together. Sources: optimal.py; block verification is Sun et al. (arXiv 2403.10444). Explained in
+chapter 10.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from spectr_lite.distributions import Drafting, sample
+from spectr_lite.distributions import Drafting
 from spectr_lite.verifiers.base import TreeVerifier
 from spectr_lite.verifiers.optimal import Optimal
 from spectr_lite.verifiers.paths import (
     Block,
     BlockGivenPaths,
+    draw_stop,
     emit,
     is_first,
+    offered_at,
     probs_at,
+    row_at,
     shared_prefix,
     verify_path,
 )
@@ -39,23 +42,18 @@ class OptimalBlock(TreeVerifier):
     def __init__(self, classes: int | None = 256) -> None:
         self.selection = Optimal(classes)
 
-    def _acceptance(
-        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
-    ) -> Tensor:
+    def _acceptance(self, draft: Tensor, target: Tensor, k: int, drafting: Drafting) -> Tensor:
         return self.selection._acceptance(draft, target, k, drafting)
 
     def _given_paths(
         self, draft_probs: Tensor, target_probs: Tensor, paths: Tensor
     ) -> BlockGivenPaths:
-        """Plans every node: the number of paths through it is known before anything is chosen."""
+        """Plans every node, whether the walk comes there or not."""
         shared = shared_prefix(paths)
-        itself = torch.eye(paths.shape[-2], dtype=torch.bool, device=paths.device)
         chosen = torch.ones(paths.shape[:-1], dtype=target_probs.dtype, device=paths.device)
         marginals = []
         for i in range(paths.shape[-1]):
-            here = paths[..., i].unsqueeze(-2)
-            offered = torch.where(shared[..., i], here, -1)
-            offered = torch.where(itself & (offered.amax(-1, keepdim=True) < 0), 0, offered)
+            offered = offered_at(paths, shared, i)
             chance, marginal = self._plan(
                 draft_probs[..., i, :], target_probs[..., i, :], offered, (offered >= 0).sum(-1)
             )
@@ -68,8 +66,9 @@ class OptimalBlock(TreeVerifier):
     def _plan(
         self, draft: Tensor, target: Tensor, offered: Tensor, count: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Chances of the offered tokens and the winner's distribution: one plan for each distinct
-        node.
+        """P(token i of `offered` wins), (..., K), and the winner's distribution, (..., V).
+
+        One plan for each distinct node; `count` (...) is the number of drafts there.
         """
         vocabulary = draft.shape[-1]
         key = torch.cat([draft, target, count.unsqueeze(-1)], -1).flatten(0, -2)
@@ -81,13 +80,9 @@ class OptimalBlock(TreeVerifier):
         return chance.view(offered.shape), marginal.view(draft.shape)
 
     def _verify(
-        self,
-        draft_probs: Tensor,
-        target_probs: Tensor,
-        paths: Tensor,
-        generator: torch.Generator,
+        self, draft_probs: Tensor, target_probs: Tensor, paths: Tensor, generator: Generator
     ) -> Block:
-        """Plans only the nodes that are visited: L plans and not K L."""
+        """Plans only the nodes on the way down: L plans and not K L."""
         alive = paths[..., 0] >= 0
         path = alive.to(torch.int8).argmax(-1)
         marginals, targets = [], []
@@ -101,13 +96,7 @@ class OptimalBlock(TreeVerifier):
             alive = alive & (offered == offered.gather(-1, winner))
             path = winner.squeeze(-1)
         targets.append(probs_at(target_probs, path, paths.shape[-1]))
-        index = path[..., None, None].expand(*path.shape, 1, paths.shape[-1])
         stop, extra = verify_path(
-            torch.stack(marginals, -2),
-            torch.stack(targets, -2),
-            paths.gather(-2, index).squeeze(-2),
+            torch.stack(marginals, -2), torch.stack(targets, -2), row_at(paths, path)
         )
-        accepted = sample(stop, generator)
-        index = accepted[..., None, None].expand(*accepted.shape, 1, extra.shape[-1])
-        last = sample(extra.gather(-2, index).squeeze(-2), generator)
-        return emit(paths, path, accepted, last)
+        return emit(paths, path, *draw_stop(stop, extra, generator))

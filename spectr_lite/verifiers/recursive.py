@@ -1,4 +1,4 @@
-"""Recursive rejection: each draft is coupled with what the rejected ones left of the target.
+"""Recursive rejection: each draft is coupled with the residual after the rejections before it.
 
     t_0 = target;   accept X_i with probability min(1, t_{i-1}(X_i) / draft(X_i)),  i = 1..k
     after a rejection  t_i = (t_{i-1} - draft)+ / sum;    if none is accepted  Y ~ t_k
@@ -6,26 +6,27 @@
 
 A rejected token has t_i = 0 from then on, so the last draw never hits a draft: the product is exact.
 Source: SpecInfer (arXiv 2305.09781), multi-step speculative sampling. Its drafts are exchangeable, so
-taking them in the order drawn or in a random order is the same rule.
+taking them in the order drawn or in a random order is the same rule. Explained in chapter 5.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from spectr_lite.distributions import Drafting, probability_of, sample, uniform
 from spectr_lite.verifiers.base import Verifier
+from spectr_lite.verifiers.coupling import first_accepted
 
 
 def residual(target: Tensor, draft: Tensor) -> Tensor:
     """(target - draft)+ normalised, shape (..., V); `target` itself where nothing is left.
 
-    Nothing is left only when the draft was equal to it, and then its token was accepted for certain.
+    Nothing is left only when target and draft are equal; then the draft was accepted for certain.
     """
     left = (target - draft).clamp_min(0)
     total = left.sum(-1, keepdim=True)
-    return torch.where(total > 0, left / torch.where(total > 0, total, 1), target)
+    return torch.where(total > 0, left / total, target)
 
 
 class Recursive(Verifier):
@@ -33,9 +34,7 @@ class Recursive(Verifier):
 
     name = "recursive"
 
-    def _acceptance(
-        self, draft: Tensor, target: Tensor, k: int, drafting: Drafting | None = None
-    ) -> Tensor:
+    def _acceptance(self, draft: Tensor, target: Tensor, k: int, drafting: Drafting) -> Tensor:
         missed = torch.ones(draft.shape[:-1], dtype=torch.float64, device=draft.device)
         for _ in range(k):
             missed = missed * (1 - torch.minimum(target, draft).sum(-1)).clamp_min(0)
@@ -43,9 +42,7 @@ class Recursive(Verifier):
         return 1 - missed
 
     def after_refusal(self, draft: Tensor, token: Tensor) -> Tensor:
-        """The distribution of the next draft once `token` (..., 1) is refused: with repeats, the
-        same.
-        """
+        """The distribution of the next draft after `token` (..., 1) was rejected: the same again."""
         return draft
 
     def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
@@ -63,7 +60,7 @@ class Recursive(Verifier):
         return probs + reached * left
 
     def _select(
-        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: torch.Generator
+        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: Generator
     ) -> Tensor:
         lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
         tokens = tokens.expand(*lead, -1)
@@ -76,7 +73,4 @@ class Recursive(Verifier):
             )
             left = torch.where(token >= 0, residual(left, offered), left)
             offered = self.after_refusal(offered, token)
-        taken = torch.cat(accepted, -1)
-        first = taken.to(torch.int8).argmax(-1, keepdim=True)
-        chosen = tokens.gather(-1, first).squeeze(-1)
-        return torch.where(taken.any(-1), chosen, sample(left, generator))
+        return first_accepted(tokens, torch.cat(accepted, -1), sample(left, generator))

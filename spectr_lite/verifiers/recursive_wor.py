@@ -5,10 +5,10 @@
     if none is accepted  Y ~ t_k
 
 Valid for drafts drawn without replacement, in the order they were drawn: X_i follows p_{i-1} only then.
-No closed form of P(Y in S) is known to us: t_i depends on which tokens were rejected. The acceptance
-here sums over all ordered tuples.
+No closed form of P(Y in S) is known to us, as t_i depends on which tokens were rejected: it is summed
+over all ordered tuples.
 Source: Sequoia (arXiv 2402.12374), recursive rejection of RSD (arXiv 2402.14160), multi-candidate
-speculative decoding (arXiv 2401.06706).
+speculative decoding (arXiv 2401.06706). Explained in chapter 5.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def without(draft: Tensor, token: Tensor) -> Tensor:
     """`draft` with one token's mass set to 0, renormalised. `token`: (..., 1); -1 removes nothing."""
     removed = draft.scatter(-1, token.clamp_min(0), 0.0)
     total = removed.sum(-1, keepdim=True)
-    removed = torch.where(total > 0, removed / torch.where(total > 0, total, 1), removed)
+    removed = torch.where(total > 0, removed / total, removed)
     return torch.where(token >= 0, removed, draft)
 
 

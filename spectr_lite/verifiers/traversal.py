@@ -2,14 +2,14 @@
 
     w(root) = 1,   w(c x) = min(1, w(c) t_c(x) / p_c(x));     at first t = target and p = draft
     take the first leaf in depth-first order and accept its whole path with probability w
-    otherwise delete it; at its parent c, all from the values before:
+    otherwise delete it; its parent c takes new values, computed from its old ones:
         t_c = (w(c) t_c - p_c)+ / Z,   w(c) = Z / (Z + 1 - w(c)),   Z = sum (w(c) t_c - p_c)+
-        p_c = p_c without the deleted token / sum;   the weights below c follow
+        p_c = p_c without the deleted token / sum;   the weights below c are computed anew
     a node that has lost its children is a leaf; the root always accepts;   Y ~ t at the accepted node
 
-Equal children are one, in the order of their first appearance: i.i.d. draws without their repeats are
-draws without replacement. With one path it is block verification.
-Source: Weng et al. (arXiv 2505.12398).
+Children with the same token are one child, placed where the token first occurs: i.i.d. draws without
+their repeats are draws without replacement. With one path it is block verification.
+Source: Weng et al. (arXiv 2505.12398). Explained in chapter 10.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Traversal(TreeVerifier):
         stop, extra = [], []
         for j in range(count):
             alive = paths[..., j, 0] >= 0
-            for i in range(length + 1):  # what this path does not share starts afresh
+            for i in range(length + 1):  # nodes not shared with the path before take fresh values
                 fresh = before[..., j] < i
                 target[i] = torch.where(fresh[..., None], target_probs[..., j, i, :], target[i])
                 if i < length:
@@ -63,7 +63,7 @@ class Traversal(TreeVerifier):
                 )
                 weight[i] = torch.where(fresh, (weight[i - 1] * ratio).clamp_max(1), weight[i])
             kept, behind = [], []
-            for i in range(length, -1, -1):  # leaves that no later path needs, from the bottom
+            for i in range(length, -1, -1):  # from the leaf up, the nodes that the next path lacks
                 leaf = alive & (after[..., j] < i)
                 kept.append(torch.where(leaf, reached * weight[i], 0.0))
                 behind.append(target[i])
@@ -78,8 +78,16 @@ class Traversal(TreeVerifier):
             torch.stack(extra, -3).take_along_dim(back[..., None, None], -3),
         )
 
-    def _delete(self, i, leaf, token, weight, target, draft) -> None:
-        """Deletes the node at depth i, where `leaf` says so; its parent takes the residual."""
+    def _delete(
+        self,
+        i: int,
+        leaf: Tensor,
+        token: Tensor,
+        weight: list[Tensor],
+        target: list[Tensor],
+        draft: list[Tensor],
+    ) -> None:
+        """Deletes the node at depth i, where `leaf` (...) is true: its parent takes new values."""
         parent = weight[i - 1]
         left = (parent[..., None] * target[i - 1] - draft[i - 1]).clamp_min(0)
         total = left.sum(-1)
@@ -87,13 +95,13 @@ class Traversal(TreeVerifier):
         residual = left / torch.where(some, total, 1)[..., None]
         target[i - 1] = torch.where(some[..., None], residual, target[i - 1])
         chance = total + 1 - parent
-        chance = torch.where(chance > 0, total / torch.where(chance > 0, chance, 1), 1)
+        chance = torch.where(chance > 0, total / chance, 1)
         weight[i - 1] = torch.where(leaf, chance, parent)
         draft[i - 1] = torch.where(leaf[..., None], without(draft[i - 1], token), draft[i - 1])
 
 
 def depth_first(paths: Tensor) -> Tensor:
-    """The paths in depth-first order, children by first appearance, dead paths first; (..., K)."""
+    """Indices of the paths in depth-first order (..., K): children by first occurrence, dead first."""
     first = shared_prefix(paths).to(torch.int8).argmax(-2)[..., 1:]
     first = first.masked_fill(paths[..., :1] < 0, -1)
     order = torch.arange(paths.shape[-2], device=paths.device).expand(paths.shape[:-1])
