@@ -3,7 +3,7 @@
     logits(token) = log transition[token];   for the start token, id V, log initial
 
 Its distributions are exact, in float64: what the loop emits can be listed and compared to the last
-digit.
+digit. Explained in chapter 7.
 """
 
 from __future__ import annotations

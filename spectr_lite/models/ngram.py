@@ -10,7 +10,8 @@ number of n-grams counted once and twice.
 Source: absolute discounting, Ney, Essen and Kneser (Computer Speech and Language 8, 1994).
 
 Counts lie sorted by context, so that memory grows with the text and not with V^3. In a drafted tree
-the token before the last is the parent's: the visible cache slot at the position one below.
+the token before a node's is its parent's: the one in the visible cache slot at the position before.
+Explained in chapter 8.
 """
 
 from __future__ import annotations
@@ -42,14 +43,18 @@ class TokenCache:
 
 
 class Continuations(nn.Module):
-    """What was seen after each of some contexts: the discounted shares, and what is left over.
+    """The n-grams of one order: after each context h, the tokens seen and their discounted shares.
 
-    keys (C,) the contexts, sorted; start (C + 1,) where each one's continuations begin in `tokens`
-    and `shares`; left (C + 1,) B of each, and 1 for a context never seen.
+    Built from `ngrams` (N,), the number h V + w of every n-gram "h w" in the text, repeats kept.
     """
 
+    keys: Tensor  # (C,) the contexts, sorted
+    start: Tensor  # (C + 1,) where the continuations of each begin in `tokens` and `shares`
+    tokens: Tensor  # the tokens w seen after each context, context by context
+    shares: Tensor  # max(c(h w) - D, 0) / c(h .) of each
+    left: Tensor  # (C + 1,) B(h), and last 1, for a context never seen
+
     def __init__(self, ngrams: Tensor, vocab_size: int, dtype: torch.dtype) -> None:
-        """`ngrams` (N,): context * V + token of every n-gram in the text, repeats kept."""
         super().__init__()
         ngrams, counts = ngrams.unique(return_counts=True)
         keys, which, kinds = (ngrams // vocab_size).unique_consecutive(
@@ -70,10 +75,11 @@ class Continuations(nn.Module):
         self.register_buffer("left", left.to(dtype))
 
     def mix_into(self, distributions: Tensor, contexts: Tensor) -> Tensor:
-        """Shares after each of `contexts` (R,), the rest by the shorter contexts' `probs` (R, V).
+        """The distributions (R, V) after each of `contexts` (R,): shares, and B(h) of the shorter one.
 
-        Every row reads as many places as the longest list has, the spare ones with share 0: the
-        shapes then do not depend on the data, and nothing waits for the device.
+        `distributions` (R, V) are those after the contexts without their first token. Every row reads as
+        many places as the longest list of continuations has, the spare ones with share 0: shapes then
+        do not depend on the data, and nothing waits for the device.
         """
         if not len(self.keys):
             return distributions
@@ -91,8 +97,10 @@ class Continuations(nn.Module):
 class TrigramModel(nn.Module):
     """A trigram model of `texts`, lists of token ids below `vocab_size`; no n-gram spans two texts.
 
-    Raises ValueError for a text with other ids, or none that has a token.
+    Raises ValueError for ids out of range, or when no text has a token.
     """
+
+    unigram: Tensor  # (1, V)
 
     def __init__(
         self,
@@ -144,7 +152,7 @@ class TrigramModel(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, N, V) of the token after each of `tokens` (B, N), as Transformer.forward."""
-        if cache is None:
+        if cache is None or positions is None or slots is None or mask is None:
             before = torch.cat([torch.full_like(tokens[:, :1], -1), tokens[:, :-1]], 1)
         else:
             cache.tokens.scatter_(1, slots, tokens)
