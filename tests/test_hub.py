@@ -145,7 +145,7 @@ def test_no_tokenizer(folders: tuple[str, str]) -> None:
 
 def test_a_corrupt_tokenizer(folders: tuple[str, str]) -> None:
     (Path(folders[1]) / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"tokenizer\.json is corrupt"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer.*fetch or save"):
         pairs.load_pair(*folders)
 
 

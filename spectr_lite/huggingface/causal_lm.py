@@ -1,10 +1,10 @@
 """Any causal language model of transformers, as the decoding loop wants it.
 
 The loop tells every token its position, the cache slot it is written to, and the slots it may see.
-A model of transformers takes positions and a mask of its own making (4-D); what it lacks is the
-slots, so it is given a cache that has them. What cannot work so is refused: recurrent state, windows
-that the text would outgrow, attention kernels without masks. And before its first use a model is
-asked to read a small tree, and must answer as for the two texts that the tree holds.
+A model of transformers takes positions and a mask (B, 1, N, S); it knows no slots, so it is given a
+cache that has them. A model that cannot be steered so is refused: one with a recurrent state, a
+window that the text would outgrow, or an attention kernel without masks. Before its first use a
+model reads a small tree, and its logits must be those of the two texts that the tree holds.
 
 Needs transformers >= 5. Explained in chapter 8.
 """
@@ -67,8 +67,8 @@ class SlotCache(Cache):
 class CausalLM:
     """A `LanguageModel` for the loop, from a model of transformers, whose weights it shares.
 
-    `vocab_size` cuts the vocabulary of the model or extends it by tokens of probability zero: models
-    of one family are often padded to different widths.
+    `vocab_size`, if given, cuts the model's vocabulary or extends it by tokens of probability zero:
+    models of one family are often padded to different widths.
     Raises TypeError for what is no such model and ValueError for one that cannot read a tree.
     """
 

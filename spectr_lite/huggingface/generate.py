@@ -7,16 +7,16 @@
 The text follows the distribution of the same call without `custom_generate`; with do_sample=False
 it is the same text. What `generate` does around the loop stays: padded batches, max_new_tokens, end
 tokens, stopping criteria, and the logits processors (temperature, top-k, top-p, repetition penalty,
-...). A processor is a function of the text so far and of the scores behind it, so every node of the
-drafted tree is processed with its own text, for both models alike. Any way of drafting would be
-lossless; this one is the likeliest to agree.
+...). A processor is a function of the text so far and of the scores of the next token, so every node
+of the drafted tree is processed with its own text. The draft's scores are processed too: the output
+would be right without it, but more drafts are accepted when both models are processed alike.
 
 Processors of the scores alone, such as temperature, top-k and top-p, run inside the loop's CUDA
-graph. One that reads the text is asked node by node, as often as the data want: such a call decodes
-without graphs. Stopping criteria are asked row by row. Refused: beams, processors that remember earlier
-calls, scores and hidden states as output. transformers hands a custom loop neither `streamer` nor
-`stop_strings`; a StopStringCriteria in `stopping_criteria` works. Beyond the context a model was
-made for, `generate` goes on and this loop does not.
+graph. One that reads the text is called node by node, a number of times that depends on the data:
+such a call decodes without graphs. Stopping criteria are called row by row. Refused: beams, processors
+that remember earlier calls, scores and hidden states as output. transformers hands a custom loop
+neither `streamer` nor `stop_strings`; a StopStringCriteria in `stopping_criteria` works. Beyond the
+context a model was made for, `generate` goes on and this loop refuses to.
 
 Needs transformers >= 5. Explained in chapter 8.
 """
@@ -161,15 +161,15 @@ class Processed:
         """
         scores = self.model(tokens, positions, cache.entries, slots, mask).float()
         cache.tokens.scatter_(1, slots, tokens)
-        if mask.shape[-1] < self.longest:  # a prompt is being read: nobody uses these
+        if mask.shape[-1] < self.longest:  # prompts are being read: these scores are not used
             return scores
         if not self.synchronizes:
             return self._process(self.input_ids, scores.flatten(0, 1)).view_as(scores)
         slot = torch.arange(mask.shape[-1], device=mask.device)
         new = mask & (slot >= self.prompt_length[:, None])[:, None]
         count = new.sum(-1).masked_fill(slots < self.prompt_length[:, None] - 1, -1)
-        # A processor may know the rows by their number, and wants texts of one length: it is called
-        # with one node of every row. A row that has no more nodes of that length sends any text.
+        # A processor may treat rows by their number, and takes texts of one length: it is called with
+        # one node of every row. A row with no node of that length left is filled up with any text.
         for length in count.unique().tolist():
             nodes = [(found == length).nonzero()[:, 0].tolist() for found in count]
             for chosen in itertools.zip_longest(*nodes) if length >= 0 else ():

@@ -23,7 +23,9 @@ from transformers import AutoModelForCausalLM
 
 from spectr_lite.huggingface.causal_lm import CausalLM
 from spectr_lite.models import END_OF_TEXT, ModelPair
+from spectr_lite.models.weights import read_tokenizer
 
+FETCH_AGAIN = "fetch or save a model with a fast tokenizer again"
 FILES = ["config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json"]
 
 
@@ -40,7 +42,10 @@ def load_pair(
     the hub, or has no tokenizer.json.
     """
     folders = [folder_of(target, "target"), folder_of(draft, "draft")]
-    tokenizer, other = (read_tokenizer(folder) for folder in folders)
+    tokenizer, other = (
+        read_tokenizer(folder, {"file": "tokenizer.json", "sha256": None}, FETCH_AGAIN)
+        for folder in folders
+    )
     check_same_vocabulary(tokenizer, other)
     size = max(tokenizer.get_vocab().values()) + 1
     large, small = (load_model(folder, device, dtype, size) for folder in folders)
@@ -89,16 +94,6 @@ def folder_of(name: str, role: str) -> Path:
             f"{role}: {name!r} is not a folder, and the hub did not give it "
             f"({type(error).__name__}: {error}). Check the name and the connection."
         ) from error
-
-
-def read_tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; give a model with a fast tokenizer")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{path} is corrupt ({error}); fetch or save the model again") from error
 
 
 def check_same_vocabulary(target: Tokenizer, draft: Tokenizer) -> None:

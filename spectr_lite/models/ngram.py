@@ -152,8 +152,10 @@ class TrigramModel(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, N, V) of the token after each of `tokens` (B, N), as Transformer.forward."""
-        if cache is None or positions is None or slots is None or mask is None:
+        if cache is None:
             before = torch.cat([torch.full_like(tokens[:, :1], -1), tokens[:, :-1]], 1)
+        elif positions is None or slots is None or mask is None:
+            raise ValueError("a forward with a cache needs positions, slots and mask; one is None")
         else:
             cache.tokens.scatter_(1, slots, tokens)
             cache.positions.scatter_(1, slots, positions)

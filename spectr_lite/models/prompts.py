@@ -26,6 +26,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from spectr_lite.models.weights import check_file, sha256_of
+
 SOTU = Path(__file__).parent / "data" / "sotu" / "prompts.json"
 LM1B: dict[str, Any] = {
     "repo_id": "billion-word-benchmark/lm1b",
@@ -108,8 +110,7 @@ def passages_sha256(passages: list[dict]) -> str:
 
 def sotu() -> tuple[str, Iterable[tuple[str, str]]]:
     """The rule by which the stored texts were chosen, and each text behind its place."""
-    if not SOTU.is_file():
-        raise FileNotFoundError(f"{SOTU} is missing; reinstall spectr-lite")
+    check_file(SOTU, remedy="reinstall spectr-lite")
     stored = json.loads(SOTU.read_text("utf-8"))
     found = passages_sha256(stored["prompts"])
     if found != stored["sha256"]:
@@ -143,8 +144,6 @@ def lm1b() -> tuple[str, Iterator[tuple[str, str]]]:
             f"{error}). Check the connection, or use text='sotu', which needs none."
         ) from error
     table = pyarrow.parquet.ParquetFile(path)
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
 
     def rows() -> Iterator[tuple[str, str]]:
         row = 0
@@ -154,7 +153,7 @@ def lm1b() -> tuple[str, Iterator[tuple[str, str]]]:
                 row += 1
 
     rule = "the first rows of the test split that are long enough"
-    return f"{rule} ({where}, SHA-256 {found[:16]})", rows()
+    return f"{rule} ({where}, SHA-256 {sha256_of(path)[:16]})", rows()
 
 
 TEXTS = {"sotu": sotu, "lm1b": lm1b}
