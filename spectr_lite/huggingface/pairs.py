@@ -35,7 +35,7 @@ def load_pair(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> ModelPair:
-    """Two models by their hub names ("owner/name") or folders: in evaluation mode, frozen.
+    """A pair by the hub names ("owner/name") or folders of two models; both in evaluation mode, frozen.
 
     Raises ValueError when the two do not share a vocabulary, when a model cannot be decoded with or
     its files are not whole, and FileNotFoundError when it is neither a folder nor to be had from

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+ANY_LENGTH = SimpleNamespace(
+    context=2**31
+)  # the `config` of a model that reads texts of any length
 
 
 class LanguageModel(Protocol):

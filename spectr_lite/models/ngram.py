@@ -22,11 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class TrigramConfig:
-    vocab_size: int
-    context: int = 2**31
+from spectr_lite.models.interface import ANY_LENGTH
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,8 @@ class TrigramModel(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.config = TrigramConfig(vocab_size)
+        self.vocab_size = vocab_size
+        self.config = ANY_LENGTH
         rows = [torch.as_tensor(text, dtype=torch.int64) for text in texts]
         rows = [row for row in rows if len(row)]
         if not rows:
@@ -129,10 +126,6 @@ class TrigramModel(nn.Module):
         self.register_buffer("unigram", alone.mix_into(uniform, torch.zeros(1, dtype=torch.int64)))
         self.bigrams = Continuations(pairs, vocab_size, dtype)
         self.trigrams = Continuations(triples, vocab_size, dtype)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
 
     @property
     def device(self) -> torch.device:
