@@ -59,7 +59,7 @@ constraints: $(STAMP)  ## Write the versions now installed to constraints.txt
 set-repository: $(STAMP)  ## Rewrite the repository's address everywhere: make set-repository URL=https://...
 	$(BIN)/python scripts/site/set_repository.py "$(URL)"
 
-smollm2: $(STAMP)  ## Fetch SmolLM2-135M (98 MB) into data/smollm2, for `decode --pair smollm2`
+smollm2: $(STAMP)  ## Fetch SmolLM2-135M (98 MB) into data/smollm2 and convert it (540 MB)
 	$(BIN)/python -m training.fetch_smollm2
 
 gpu: $(STAMP)  ## On a machine with a GPU: checks, then every measurement, in half an hour

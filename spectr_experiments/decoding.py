@@ -154,7 +154,7 @@ def library_model(target: Any) -> Any:
         max_position_embeddings=ours.context,
         rms_norm_eps=ours.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": ours.rope_theta},
-        tie_word_embeddings=ours.tied,
+        tie_word_embeddings=True,
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
     )
     weight = target.embed_tokens.weight

@@ -178,7 +178,9 @@ def test_corrupt_file(copy: Path, file: str) -> None:
 )
 def test_a_config_that_describes_no_pair(copy: Path, content: str, message: str) -> None:
     (copy / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=rf"not the description of a pair \({message}.*it needs"):
+    with pytest.raises(
+        ValueError, match=rf"does not describe target, draft, tokenizer \({message}.*it needs"
+    ):
         load_pair(str(copy))
 
 

@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_llama_loading import random_model, write_folder
 from tokenizers import AddedToken, Tokenizer, models
 
-from spectr_lite.decoding import generate
-from spectr_lite.huggingface import pairs
-from spectr_lite.models import END_OF_TEXT, Transformer, TransformerConfig
+transformers = pytest.importorskip("transformers", minversion="5")
+
+from spectr_lite.decoding import generate  # noqa: E402
+from spectr_lite.huggingface import pairs  # noqa: E402
+from spectr_lite.models import END_OF_TEXT  # noqa: E402
 
 WORDS = ["a", "b", "c", "d", "e", "f"]
 REAL = len(WORDS) + 1  # and END_OF_TEXT
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 
 
-def config(vocab_size: int, **changes: object) -> TransformerConfig:
-    sizes = {"width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "ffn": 24, "context": 64}
-    return TransformerConfig(vocab_size=vocab_size, **sizes | changes)
+def random_model(vocab_size: int, kind: str = "qwen2", seed: int = 0, **changes: object) -> Any:
+    """Weights far from the origin, norms and biases too, so that every one of them shows."""
+    torch.manual_seed(seed)
+    config = transformers.AutoConfig.for_model(kind, vocab_size=vocab_size, **SIZES | changes)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.3)
+    return model
 
 
-def write_model(folder: Path, model: Transformer, words: list[str] = WORDS, **changes) -> str:
-    write_folder(folder, model, **{"eos_token_id": len(words)} | changes)
+def write_model(folder: Path, model: Any, words: list[str] = WORDS, end: object = 0) -> str:
+    """The folder that save_pretrained writes, and a tokenizer of `words`; `end` is eos_token_id."""
+    model.save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": end}))
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}))
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT)])
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -36,11 +56,12 @@ def write_model(folder: Path, model: Transformer, words: list[str] = WORDS, **ch
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[str, str]:
-    """A Qwen-like pair: paddings of different size, and padding that would win every draw."""
-    target = random_model(config(REAL + 9, qkv_bias=True, tied=False))
-    draft = random_model(config(REAL + 3, qkv_bias=True), seed=1)
+    """A Qwen pair: paddings of different size, and padding that would win every draw."""
+    target = random_model(REAL + 9, tie_word_embeddings=False)
+    draft = random_model(REAL + 3, tie_word_embeddings=True, seed=1)
     target.lm_head.weight[REAL:] *= 1000
-    return write_model(tmp_path / "large", target), write_model(tmp_path / "small", draft)
+    large = write_model(tmp_path / "large", target, end=REAL - 1)
+    return large, write_model(tmp_path / "small", draft)
 
 
 def test_a_pair_decodes_without_its_padding(folders: tuple[str, str]) -> None:
@@ -54,37 +75,64 @@ def test_a_pair_decodes_without_its_padding(folders: tuple[str, str]) -> None:
 
 
 def test_other_words(folders: tuple[str, str], tmp_path: Path) -> None:
-    other = write_model(tmp_path / "other", random_model(config(9)), ["a", "b", "x", "d", "e", "f"])
+    other = write_model(tmp_path / "other", random_model(9), ["a", "b", "x", "d", "e", "f"])
     with pytest.raises(ValueError, match=r"1 of 7 token ids differ, the first is 2: 'c' and 'x'"):
         pairs.load_pair(folders[0], other)
 
 
 def test_more_words(folders: tuple[str, str], tmp_path: Path) -> None:
-    other = write_model(tmp_path / "other", random_model(config(9)), [*WORDS, "g"])
+    other = write_model(tmp_path / "other", random_model(9), [*WORDS, "g"])
     with pytest.raises(ValueError, match=r"2 of 8 token ids differ, the first is 6"):
         pairs.load_pair(folders[0], other)
 
 
-def test_a_tokenizer_larger_than_a_model_of_transformers(
-    folders: tuple[str, str], tmp_path: Path
-) -> None:
-    transformers = pytest.importorskip("transformers", minversion="5")
-    config = transformers.GPT2Config(vocab_size=REAL - 1, n_embd=8, n_layer=1, n_head=2)
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    shutil.copy(Path(folders[0]) / "tokenizer.json", tmp_path / "gpt2")
-    with pytest.raises(ValueError, match="gpt2: the tokenizer has 7 tokens, the model 6"):
-        pairs.load_pair(folders[0], str(tmp_path / "gpt2"))
+def test_a_tokenizer_larger_than_the_model(folders: tuple[str, str], tmp_path: Path) -> None:
+    small = write_model(tmp_path / "other", random_model(REAL - 1))
+    with pytest.raises(ValueError, match="other: the tokenizer has 7 tokens, the model 6"):
+        pairs.load_pair(folders[0], small)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_greedy_text_is_that_of_transformers(tmp_path: Path, kind: str, tied: bool) -> None:
+    """From folders, in parts; Qwen2 has biases."""
+    for role, seed in (("large", 0), ("small", 1)):
+        model = random_model(REAL, kind, seed, tie_word_embeddings=tied)
+        write_model(tmp_path / role, model, end=None)
+        model.save_pretrained(tmp_path / role, max_shard_size="4KB")
+        assert (tmp_path / role / "model.safetensors.index.json").is_file()
+    pair = pairs.load_pair(str(tmp_path / "large"), str(tmp_path / "small"))
+    made = generate(
+        pair.target, pair.draft, [[3, 1], [2, 5]], num_drafts=3, draft_length=2,
+        max_new_tokens=20, temperature=0,
+    )  # fmt: skip
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "large").generate(
+        torch.tensor([[3, 1], [2, 5]]),
+        attention_mask=torch.ones(2, 2),
+        do_sample=False,
+        max_new_tokens=20,
+        pad_token_id=0,
+    )
+    assert made.tokens == theirs[:, 2:].tolist()
+
+
+def test_the_models_are_frozen_and_in_the_dtype(folders: tuple[str, str]) -> None:
+    pair = pairs.load_pair(*folders, dtype=torch.bfloat16)
+    for adapter in (pair.target, pair.draft):
+        assert not adapter.model.training
+        found = {(p.dtype, p.requires_grad) for p in adapter.model.parameters()}
+        assert found == {(torch.bfloat16, False)}
 
 
 @pytest.mark.parametrize(("end", "token"), [(None, END_OF_TEXT), ([3, 4], "d"), (2, "c")])
 def test_the_end_of_a_text(tmp_path: Path, end: object, token: str) -> None:
-    folder = write_model(tmp_path, random_model(config(REAL)), eos_token_id=end)
+    folder = write_model(tmp_path, random_model(REAL), end=end)
     pair = pairs.load_pair(folder, folder)
     assert pair.end_of_text == pair.tokenizer.token_to_id(token)
 
 
 def test_an_end_that_is_no_token(tmp_path: Path) -> None:
-    folder = write_model(tmp_path, random_model(config(REAL)), eos_token_id=70)
+    folder = write_model(tmp_path, random_model(REAL), end=70)
     with pytest.raises(ValueError, match="eos_token_id=70"):
         pairs.load_pair(folder, folder)
 
@@ -97,7 +145,7 @@ def test_no_tokenizer(folders: tuple[str, str]) -> None:
 
 def test_a_corrupt_tokenizer(folders: tuple[str, str]) -> None:
     (Path(folders[1]) / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"tokenizer\.json is corrupt"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer.*fetch or save"):
         pairs.load_pair(*folders)
 
 
@@ -131,12 +179,50 @@ def test_a_name_no_hub_could_have() -> None:
         pairs.folder_of("not//a name", "draft")
 
 
-def test_sharded_folder_without_a_part(folders: tuple[str, str]) -> None:
-    index = {"weight_map": {"norm.weight": "model-1.safetensors"}}
-    path = Path(folders[0])
-    (path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(FileNotFoundError, match=r"model-1\.safetensors is missing"):
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b""),
+        ("config.json", None),
+        ("model.safetensors", b"half a file"),
+        ("model.safetensors", None),
+    ],
+)
+def test_a_file_that_is_not_whole(
+    folders: tuple[str, str], file: str, content: bytes | None
+) -> None:
+    path = Path(folders[1]) / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"(?s)small: transformers cannot load it .*fetch or save"):
         pairs.load_pair(*folders)
-    save_file({"norm.weight": torch.ones(16)}, path / "model-1.safetensors")
-    with pytest.raises(ValueError, match="do not fit its architecture"):
+
+
+def test_sharded_folder_without_a_part(folders: tuple[str, str]) -> None:
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-1.safetensors"}}
+    path = Path(folders[0])
+    (path / "model.safetensors").unlink()
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"(?s)cannot load it .*model-1\.safetensors"):
+        pairs.load_pair(*folders)
+    save_file({"model.norm.weight": torch.ones(16)}, path / "model-1.safetensors")
+    with pytest.raises(ValueError, match=r"large: \d+ weights are missing, such as lm_head"):
+        pairs.load_pair(*folders)
+
+
+def test_more_layers_than_weights(folders: tuple[str, str]) -> None:
+    """transformers would draw the missing layer at random."""
+    path = Path(folders[1]) / "config.json"
+    values = json.loads(path.read_text()) | {"num_hidden_layers": 3, "layer_types": None}
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"12 weights are missing, such as model\.layers\.2"):
+        pairs.load_pair(*folders)
+
+
+def test_weights_of_another_width(folders: tuple[str, str]) -> None:
+    path = Path(folders[1]) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 32}))
+    with pytest.raises(ValueError, match="small: transformers cannot load it"):
         pairs.load_pair(*folders)

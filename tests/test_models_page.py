@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 from recorded_numbers import models_page as page
-from test_llama_loading import random_model, write_folder
+from test_hub import random_model
 
 from spectr_experiments import models as measure
-from spectr_lite.models import PAIRS, TransformerConfig, pair_names
+from spectr_lite.models import PAIRS, pair_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "book" / "models.md"
-TINY = TransformerConfig(
-    vocab_size=4096, width=16, layers=1, heads=2, kv_heads=1, ffn=24, context=256
-)
 
 
 @pytest.fixture
@@ -30,8 +26,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def snapshot_download(name: str, allow_patterns: list[str]) -> str:
         asked.append(name)
         folder = tmp_path / str(len(asked))
-        model = random_model(replace(TINY, vocab_size=4096 + 32 * len(asked)), seed=len(asked))
-        write_folder(folder, model, eos_token_id=0)
+        sizes = {"num_hidden_layers": 1, "max_position_embeddings": 256, "eos_token_id": 0}
+        model = random_model(4096 + 32 * len(asked), "llama", len(asked), **sizes)
+        model.save_pretrained(folder)
         tokenizer = (PAIRS["bundled"] / "tokenizer.json").read_bytes()
         (folder / "tokenizer.json").write_bytes(tokenizer)
         return str(folder)

@@ -11,7 +11,6 @@ import pytest
 from tokenizers import Tokenizer
 
 from spectr_lite.models import PAIRS, load_pair, prompts, smollm2
-from spectr_lite.models.weights import load_gguf
 
 RUN = json.loads((PAIRS["bundled"] / "config.json").read_text())["run"]
 SPLIT = json.loads(
@@ -27,10 +26,9 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def smollm2_tokenizer() -> Tokenizer:
-    pytest.importorskip("gguf")
-    if not (smollm2.FOLDER / smollm2.FILE).is_file():
+    if not (smollm2.FOLDER / "tokenizer.json").is_file():
         pytest.skip("SmolLM2 is not in data/: run `make smollm2`")
-    return load_gguf(smollm2.FOLDER / smollm2.FILE)[1]
+    return Tokenizer.from_file(str(smollm2.FOLDER / "tokenizer.json"))
 
 
 # --- the speeches -------------------------------------------------------------------------------

@@ -8,6 +8,20 @@ import torch
 
 from spectr_lite.models.transformer import Transformer, TransformerConfig
 
+TINY = TransformerConfig(
+    vocab_size=20, width=32, layers=3, heads=4, kv_heads=2, ffn=48, context=40, rope_theta=5e5,
+    norm_eps=1e-6,
+)  # fmt: skip
+
+
+def random_model(config=TINY, seed=0):
+    """Weights far from the origin, norms too, so that every one of them shows."""
+    torch.manual_seed(seed)
+    model = Transformer(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.3)
+    return model
+
 
 def make_pair(device="cpu", dtype=torch.float64):
     """(target, draft): Transformers over 11 tokens, a context of 200."""

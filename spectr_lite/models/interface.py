@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+ANY_LENGTH = SimpleNamespace(
+    context=2**31
+)  # the `config` of a model that reads texts of any length
+
 
 class LanguageModel(Protocol):
     """What the loop asks of a model: a Transformer and a MarkovModel both offer it.
 
-    One whose calls wait for the device has an attribute `synchronizes`, True, and decodes without
-    graphs.
+    A call gives logits (B, N, V); its arguments are those of `Transformer.hidden`. A model whose
+    calls wait for the device has an attribute `synchronizes`, True, and decodes without CUDA graphs.
     """
 
     config: Any  # with .context, the number of positions the model knows
-    vocab_size: int
-    device: torch.device
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
     def new_cache(self, batch: int, slots: int) -> Any: ...
 

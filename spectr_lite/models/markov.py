@@ -3,25 +3,19 @@
     logits(token) = log transition[token];   for the start token, id V, log initial
 
 Its distributions are exact, in float64: what the loop emits can be listed and compared to the last
-digit.
+digit. Explained in chapter 7.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spectr_lite.distributions import ArrayLike, check_distribution
-
-
-@dataclass(frozen=True)
-class MarkovConfig:
-    vocab_size: int
-    context: int = 2**31
+from spectr_lite.models.interface import ANY_LENGTH
 
 
 class NoCache:
@@ -47,17 +41,11 @@ class MarkovModel:
         rows = np.vstack([transition, initial])
         self.probs = check_distribution(rows, f"transition (initial is row {size})").numpy()
         self.start_token = size
-        self.config = MarkovConfig(vocab_size=size + 1)
+        self.vocab_size = size + 1
+        self.config = ANY_LENGTH
         with_start = np.hstack([self.probs, np.zeros((size + 1, 1))])
         self._logits = torch.from_numpy(with_start).log()
-
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
-    @property
-    def device(self) -> torch.device:
-        return self._logits.device
+        self.device = self._logits.device
 
     def next_probs(self, prefix: Sequence[int]) -> np.ndarray:
         """The distribution (V,) of the token after `prefix`; the empty prefix gives `initial`."""

@@ -10,7 +10,8 @@ number of n-grams counted once and twice.
 Source: absolute discounting, Ney, Essen and Kneser (Computer Speech and Language 8, 1994).
 
 Counts lie sorted by context, so that memory grows with the text and not with V^3. In a drafted tree
-the token before the last is the parent's: the visible cache slot at the position one below.
+the token before a node's is its parent's: the one in the visible cache slot at the position before.
+Explained in chapter 8.
 """
 
 from __future__ import annotations
@@ -21,11 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class TrigramConfig:
-    vocab_size: int
-    context: int = 2**31
+from spectr_lite.models.interface import ANY_LENGTH
 
 
 @dataclass(frozen=True)
@@ -42,14 +39,18 @@ class TokenCache:
 
 
 class Continuations(nn.Module):
-    """What was seen after each of some contexts: the discounted shares, and what is left over.
+    """The n-grams of one order: after each context h, the tokens seen and their discounted shares.
 
-    keys (C,) the contexts, sorted; start (C + 1,) where each one's continuations begin in `tokens`
-    and `shares`; left (C + 1,) B of each, and 1 for a context never seen.
+    Built from `ngrams` (N,), the number h V + w of every n-gram "h w" in the text, repeats kept.
     """
 
+    keys: Tensor  # (C,) the contexts, sorted
+    start: Tensor  # (C + 1,) where the continuations of each begin in `tokens` and `shares`
+    tokens: Tensor  # the tokens w seen after each context, context by context
+    shares: Tensor  # max(c(h w) - D, 0) / c(h .) of each
+    left: Tensor  # (C + 1,) B(h), and last 1, for a context never seen
+
     def __init__(self, ngrams: Tensor, vocab_size: int, dtype: torch.dtype) -> None:
-        """`ngrams` (N,): context * V + token of every n-gram in the text, repeats kept."""
         super().__init__()
         ngrams, counts = ngrams.unique(return_counts=True)
         keys, which, kinds = (ngrams // vocab_size).unique_consecutive(
@@ -70,10 +71,11 @@ class Continuations(nn.Module):
         self.register_buffer("left", left.to(dtype))
 
     def mix_into(self, distributions: Tensor, contexts: Tensor) -> Tensor:
-        """Shares after each of `contexts` (R,), the rest by the shorter contexts' `probs` (R, V).
+        """The distributions (R, V) after each of `contexts` (R,): shares, and B(h) of the shorter one.
 
-        Every row reads as many places as the longest list has, the spare ones with share 0: the
-        shapes then do not depend on the data, and nothing waits for the device.
+        `distributions` (R, V) are those after the contexts without their first token. Every row reads as
+        many places as the longest list of continuations has, the spare ones with share 0: shapes then
+        do not depend on the data, and nothing waits for the device.
         """
         if not len(self.keys):
             return distributions
@@ -91,8 +93,10 @@ class Continuations(nn.Module):
 class TrigramModel(nn.Module):
     """A trigram model of `texts`, lists of token ids below `vocab_size`; no n-gram spans two texts.
 
-    Raises ValueError for a text with other ids, or none that has a token.
+    Raises ValueError for ids out of range, or when no text has a token.
     """
+
+    unigram: Tensor  # (1, V)
 
     def __init__(
         self,
@@ -101,7 +105,8 @@ class TrigramModel(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.config = TrigramConfig(vocab_size)
+        self.vocab_size = vocab_size
+        self.config = ANY_LENGTH
         rows = [torch.as_tensor(text, dtype=torch.int64) for text in texts]
         rows = [row for row in rows if len(row)]
         if not rows:
@@ -123,10 +128,6 @@ class TrigramModel(nn.Module):
         self.trigrams = Continuations(triples, vocab_size, dtype)
 
     @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
-    @property
     def device(self) -> torch.device:
         return self.unigram.device
 
@@ -146,6 +147,8 @@ class TrigramModel(nn.Module):
         """Logits (B, N, V) of the token after each of `tokens` (B, N), as Transformer.forward."""
         if cache is None:
             before = torch.cat([torch.full_like(tokens[:, :1], -1), tokens[:, :-1]], 1)
+        elif positions is None or slots is None or mask is None:
+            raise ValueError("a forward with a cache needs positions, slots and mask; one is None")
         else:
             cache.tokens.scatter_(1, slots, tokens)
             cache.positions.scatter_(1, slots, positions)

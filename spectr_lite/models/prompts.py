@@ -11,6 +11,8 @@ sotu    Sentences of the speeches held out from the bundled pair, by training/cu
 lm1b    The first rows of the One Billion Word Benchmark's test split that are long enough. The
         benchmark is shuffled sentence by sentence, so its first rows are a fair sample. Its words
         and marks stand apart ("it 's"), as its authors left them.
+
+Explained in chapter 8.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
+from spectr_lite.models.weights import check_file, sha256_of
+
 SOTU = Path(__file__).parent / "data" / "sotu" / "prompts.json"
-LM1B = {
+LM1B: dict[str, Any] = {
     "repo_id": "billion-word-benchmark/lm1b",
     "repo_type": "dataset",
     "revision": "refs/convert/parquet",
@@ -36,15 +41,12 @@ MOST = 1000
 
 @dataclass(frozen=True)
 class Prompts:
-    """`tokens`: one list of ids per prompt; `documents`: where each begins, "document:character".
+    """A list of prompts, and how to make it again."""
 
-    `sha256` is that of the ids, `ids_sha256(tokens)`: equal hashes mean equal prompts.
-    """
-
-    name: str
-    tokens: list[list[int]]
-    documents: list[str]
-    sha256: str
+    name: str  # of the text
+    tokens: list[list[int]]  # one list of ids per prompt
+    documents: list[str]  # where each begins, "document:character"
+    sha256: str  # `ids_sha256(tokens)`: equal hashes mean equal prompts
     description: str
 
     def __len__(self) -> int:
@@ -107,8 +109,8 @@ def passages_sha256(passages: list[dict]) -> str:
 
 
 def sotu() -> tuple[str, Iterable[tuple[str, str]]]:
-    if not SOTU.is_file():
-        raise FileNotFoundError(f"{SOTU} is missing; reinstall spectr-lite")
+    """The rule by which the stored texts were chosen, and each text behind its place."""
+    check_file(SOTU, remedy="reinstall spectr-lite")
     stored = json.loads(SOTU.read_text("utf-8"))
     found = passages_sha256(stored["prompts"])
     if found != stored["sha256"]:
@@ -121,6 +123,10 @@ def sotu() -> tuple[str, Iterable[tuple[str, str]]]:
 
 
 def lm1b() -> tuple[str, Iterator[tuple[str, str]]]:
+    """The rule by which the benchmark's rows are chosen, and each row behind its place.
+
+    Raises ImportError without the packages that fetch and read it, FileNotFoundError offline.
+    """
     try:
         import pyarrow.parquet
         from huggingface_hub import hf_hub_download
@@ -138,8 +144,6 @@ def lm1b() -> tuple[str, Iterator[tuple[str, str]]]:
             f"{error}). Check the connection, or use text='sotu', which needs none."
         ) from error
     table = pyarrow.parquet.ParquetFile(path)
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
 
     def rows() -> Iterator[tuple[str, str]]:
         row = 0
@@ -149,7 +153,7 @@ def lm1b() -> tuple[str, Iterator[tuple[str, str]]]:
                 row += 1
 
     rule = "the first rows of the test split that are long enough"
-    return f"{rule} ({where}, SHA-256 {found[:16]})", rows()
+    return f"{rule} ({where}, SHA-256 {sha256_of(path)[:16]})", rows()
 
 
 TEXTS = {"sotu": sotu, "lm1b": lm1b}

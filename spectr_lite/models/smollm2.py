@@ -5,12 +5,12 @@
     smollm2-distilled        a narrow model of our own, trained on text the model wrote; in the package
     smollm2-trigram          counts of three tokens in text the model wrote; in the package
 
-`make smollm2` fetches the model once (98 MB). Apache-2.0, by Hugging Face (arXiv 2502.02737).
+`make smollm2` fetches the model once (98 MB) and converts it to float32 (540 MB). Apache-2.0, by
+Hugging Face (arXiv 2502.02737). Explained in chapter 8.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,21 +19,24 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from spectr_lite.models.interface import LanguageModel
 from spectr_lite.models.ngram import TrigramModel
 from spectr_lite.models.transformer import Transformer, TransformerConfig
 from spectr_lite.models.weights import (
-    architecture,
     drop_layers,
-    fill,
-    load_gguf,
-    read,
+    read_architecture,
+    read_config,
+    read_model,
+    read_tokenizer,
     read_weights,
+    set_weights,
 )
 
-FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"  # as it is published, in llama.cpp's format
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "smollm2"
 SHIPPED = Path(__file__).parent / "data" / "smollm2"
+FETCH = "run `make smollm2`, which fetches it (98 MB) and converts it"
 
 
 class NarrowDraft(Transformer):
@@ -41,10 +44,12 @@ class NarrowDraft(Transformer):
 
         x = W_in E[token];   logits = W_out norm(trunk(x)) + b on the proposed tokens, -inf elsewhere
 
-    A draft may leave tokens out: every verifier is lossless whatever the way of drafting, and what it
-    never proposes it never gets accepted. The head, at a vocabulary of 49,152 most of a small
-    model's work, shrinks with the list. Source: FR-Spec (arXiv 2502.14856).
+    A draft may leave tokens out: every verifier is lossless for any draft, and the target still emits
+    the others. At a vocabulary of 49,152 the output matrix is most of a small model's work; it
+    shrinks to the proposed tokens. Source: FR-Spec (arXiv 2502.14856).
     """
+
+    proposed: Tensor  # ids (proposed,)
 
     def __init__(self, config: TransformerConfig, embedding_width: int, proposed: int) -> None:
         super().__init__(config)
@@ -67,11 +72,10 @@ def load_narrow(folder: Path, target: Transformer) -> NarrowDraft:
 
     Raises FileNotFoundError or ValueError for a file that is missing, corrupt or does not fit.
     """
-    entry = json.loads(read(folder / "config.json"))["draft"]
-    path = folder / entry["file"]
-    weights = read_weights(path, entry["sha256"])
+    entry = read_config(folder, ["draft"])["draft"]
+    weights = read_weights(folder, entry)
     vectors = target.embed_tokens.weight
-    shape = architecture(entry["architecture"], path)
+    shape = read_architecture(folder, entry)
     if shape.vocab_size != target.vocab_size:
         raise ValueError(
             f"{folder}: a draft for {shape.vocab_size} tokens, but the target has "
@@ -80,16 +84,18 @@ def load_narrow(folder: Path, target: Transformer) -> NarrowDraft:
     with torch.device("meta"):
         model = NarrowDraft(shape, vectors.shape[1], entry["proposed"])
     own = {
-        name: tensor.to(vectors.device, torch.int64 if name == "proposed" else vectors.dtype)
+        name: tensor.to(
+            vectors.device, torch.int64 if name == "proposed" else vectors.dtype, copy=True
+        )
         for name, tensor in weights.items()
     }
-    return fill(model, own | {"embed_tokens.weight": vectors}, path)
+    return set_weights(model, own | {"embed_tokens.weight": vectors}, folder / entry["file"])
 
 
 def load_trigram(folder: Path, target: Transformer) -> TrigramModel:
     """A trigram model of the texts in `folder`, which the target wrote; on its device."""
-    entry = json.loads(read(folder / "config.json"))["text"]
-    texts = read_weights(folder / entry["file"], entry["sha256"])["tokens"].long()
+    entry = read_config(folder, ["text"])["text"]
+    texts = read_weights(folder, entry)["tokens"].long()
     return TrigramModel(texts, target.vocab_size).to(target.device)
 
 
@@ -98,22 +104,26 @@ def load_target(
     dtype: torch.dtype = torch.float32,
     folder: Path = FOLDER,
 ) -> tuple[Transformer, Tokenizer]:
-    """The model and its tokenizer.
+    """The model and its tokenizer, from the folder that `make smollm2` writes.
 
-    Raises FileNotFoundError or ValueError for a file that is missing or not the one published, and
-    ImportError without the package `gguf`.
+    Raises FileNotFoundError or ValueError for a file that is missing, corrupt, or made from another
+    model than the one published.
     """
-    path = folder / FILE
-    read(path, SHA256, remedy="run `make smollm2`, which fetches it anew (98 MB)")
-    model, tokenizer = load_gguf(path)
-    return model.to(device, dtype), tokenizer
+    config = read_config(folder, ("source", "target", "tokenizer"), FETCH)
+    if config["source"]["sha256"] != SHA256:
+        raise ValueError(
+            f"{folder} was made from a file with SHA-256 {config['source']['sha256']}, not {SHA256}; "
+            f"{FETCH}"
+        )
+    tokenizer = read_tokenizer(folder, config["tokenizer"], FETCH)
+    return read_model(folder, config["target"], device, dtype, FETCH), tokenizer
 
 
 DROPPED = {  # pair: the layers its draft lacks
     "smollm2": (12, 13, 14, 15, 16, 17),
     "smollm2-drop3": (15, 16, 17),
 }
-DRAFTS: dict[str, Callable[[Transformer], nn.Module]] = {
+DRAFTS: dict[str, Callable[[Transformer], LanguageModel]] = {
     **{name: partial(drop_layers, layers=layers) for name, layers in DROPPED.items()},
     "smollm2-distilled": partial(load_narrow, SHIPPED),
     "smollm2-trigram": partial(load_trigram, SHIPPED),
@@ -125,7 +135,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     folder: Path = FOLDER,
-) -> tuple[Transformer, nn.Module, Tokenizer]:
+) -> tuple[Transformer, LanguageModel, Tokenizer]:
     """Target, draft and tokenizer of the pair `name`, one of DRAFTS. Errors as of the parts."""
     target, tokenizer = load_target(device, dtype, folder)
     return target, DRAFTS[name](target), tokenizer

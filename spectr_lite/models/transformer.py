@@ -6,11 +6,11 @@ see (`mask`).
 
     x <- x + Attention(RMSNorm(x));   x <- x + W_down(silu(W_gate h) * W_up h),  h = RMSNorm(x)
 
-Rotary positions in the half-rotation layout, grouped-query attention, SwiGLU; tied embeddings and
-no biases unless the configuration says otherwise. Parameters carry the names of Hugging Face's
-Llama without the leading "model.".
-Sources: LLaMA (arXiv 2302.13971), rotary positions (arXiv 2104.09864), grouped
-queries (arXiv 2305.13245).
+Rotary positions in the half-rotation layout, grouped-query attention, SwiGLU, no biases; the
+embedding is also the output matrix. Parameters carry the names of Hugging Face's Llama without the
+leading "model.".
+Sources: LLaMA (arXiv 2302.13971), rotary positions (arXiv 2104.09864), grouped queries
+(arXiv 2305.13245). Explained in chapter 8.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class TransformerConfig:
+    """The sizes of a Transformer. ValueError if the heads do not divide the width and each other."""
+
     vocab_size: int
     width: int
     layers: int
@@ -34,8 +36,6 @@ class TransformerConfig:
     context: int
     rope_theta: float = 1e4
     norm_eps: float = 1e-5
-    tied: bool = True  # the embedding is also the output matrix
-    qkv_bias: bool = False  # Qwen2 has them
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
@@ -87,10 +87,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Query (B, heads, N, D) over key, value (B, kv_heads, S, D); mask as of `grouped_mask`, or None
-    for causal attention.
+    """Attention (B, heads, N, D) of query (B, heads, N, D) over key and value (B, kv_heads, S, D).
 
-    Query heads that share a key head are simply more queries of that head: no key is copied.
+    `mask` is what `grouped_mask` makes; None means causal attention. Query heads that share a key
+    head are stacked as further queries of that head, so that no key is copied.
     """
     if mask is None:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
@@ -102,8 +102,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
 
 
 def grouped_mask(mask: Tensor, config: TransformerConfig, dtype: torch.dtype) -> Tensor:
-    """From mask (B, N, S) what attention adds to the scores of each key head's queries, once for all
-    layers: 0 where it is True, -inf elsewhere; (B, 1, heads / kv_heads * N, S)."""
+    """What attention adds to its scores, for a boolean mask (B, N, S): 0 where True, -inf elsewhere.
+
+    Of shape (B, 1, heads / kv_heads * N, S), the mask repeated for all query heads that share a key
+    head, as `attend` stacks them. Made once for all layers.
+    """
     added = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
     if mask.is_cuda:
         # Rows at multiples of 16, or else every layer makes a copy that has them.
@@ -117,9 +120,9 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         kv_width = config.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.width, config.width, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.width, kv_width, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.width, kv_width, bias=config.qkv_bias)
+        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.k_proj = nn.Linear(config.width, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.width, kv_width, bias=False)
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
 
     def forward(
@@ -130,16 +133,18 @@ class Attention(nn.Module):
         write: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
     ) -> Tensor:
-        """x (B, N, width) -> (B, N, width).
+        """Attention of the tokens of x (B, N, width), of that shape.
 
-        With `entries`, this layer's (keys, values): store at `write`, its (rows, slots), then attend.
+        `rotary` is cos and sin (B, 1, N, D) of their positions. `entries` are this layer's keys and
+        values in the cache, or None without one: the new keys and values are written there first, at
+        `write`, a pair of indices (rows (B, 1), slots (B, N)), and attention reads the first S slots.
         """
         query, key, value = (
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = rotate(query, *rotary), rotate(key, *rotary)
-        if entries is not None:
+        if entries is not None and mask is not None:
             keys, values = entries
             keys.transpose(1, 2)[write] = key.transpose(1, 2)
             values.transpose(1, 2)[write] = value.transpose(1, 2)
@@ -180,21 +185,28 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
+    """A language model: `forward` gives logits, `new_cache` the cache that it reads and writes."""
+
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        if not config.tied:
-            self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
         cos, sin = rotary_tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal(0, 0.02), divided by sqrt(2 * layers) for what the residual stream adds up."""
+        """Draw all matrices from Normal(0, 0.02); the norms stay at one.
+
+        Those whose output is added to the residual stream, two in a layer, are divided by
+        sqrt(2 * layers), so that the sum does not grow with the number of layers.
+        """
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 added = name.endswith(("o_proj.weight", "down_proj.weight"))
@@ -210,9 +222,10 @@ class Transformer(nn.Module):
         return self.embed_tokens.weight.device
 
     def new_cache(self, batch: int, slots: int) -> KVCache:
-        """An empty cache in the model's dtype. Zeros: even a masked NaN would spread.
+        """An empty cache for `batch` texts, in the model's dtype and on its device.
 
-        Slots are places, not positions: a drafted tree may need more of them than the context has.
+        It is zeroed, since attention spreads even a masked NaN. Slots are places, not positions: a
+        drafted tree may need more of them than the context has.
         """
         config = self.config
         shape = (config.layers, batch, config.kv_heads, slots, config.head_dim)
@@ -231,11 +244,12 @@ class Transformer(nn.Module):
         return self.head(self.hidden(tokens, positions, cache, slots, mask))
 
     def embed(self, tokens: Tensor) -> Tensor:
+        """What the first layer reads, (B, N, width), for `tokens` (B, N)."""
         return self.embed_tokens(tokens)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) from the last hidden states (..., width)."""
-        return F.linear(hidden, (self.embed_tokens if self.config.tied else self.lm_head).weight)
+        return F.linear(hidden, self.embed_tokens.weight)
 
     def hidden(
         self,
@@ -245,11 +259,13 @@ class Transformer(nn.Module):
         slots: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """What `head` reads, (B, N, width), after each of `tokens` (B, N).
+        """The last hidden states (B, N, width) of `tokens` (B, N), which `head` reads.
 
-        Without a cache: plain causal attention over the N tokens. With one: write token [b, n] into
-        slot slots[b, n], then attend to the slots s < S with mask[b, n, s] True; positions, slots
-        (B, N), mask (B, N, S). Each token should see its own slot. Roll back by attending no more.
+        Without a cache the N tokens attend to each other causally. With one, `positions` and `slots`
+        (B, N) and `mask` (B, N, S) are needed: token [b, n] is written into slot slots[b, n], then
+        attends to the slots s with mask[b, n, s] True, its own among them. Nothing has to be erased:
+        a slot that no mask shows any more is forgotten.
+        Raises ValueError for more tokens than the context, or a cache without the other three.
         """
         if cache is None:
             if tokens.shape[1] > self.config.context:
