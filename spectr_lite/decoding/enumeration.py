@@ -68,29 +68,15 @@ def block_distribution(
 ) -> np.ndarray:
     """The distribution of one turn's block, finished by the target to L + 1 tokens: (V,) * (L + 1).
 
-    For every rule that is lossless for i.i.d. drafts; ValueError for another, or for too many tuples.
+    For every rule that is made for i.i.d. drafts and any number of them; otherwise ValueError, as for
+    more tuples than can be listed.
 
     >>> target, draft = lambda prefix: [0.75, 0.25], lambda prefix: [0.5, 0.5]
     >>> found = block_distribution(target, draft, "kseq", num_drafts=2, draft_length=1)
     >>> bool(abs(found - joint_distribution(target, 2)).max() < 1e-12)
     True
     """
-    rule = _check_tree(verifier, num_drafts, draft_length)
-    if isinstance(rule, TreeVerifier) and num_drafts:
-        return path_block_distribution(target, draft, rule, num_drafts, draft_length, context)[0]
-    outcomes = _outcomes(target, draft, rule)
-
-    def probs(prefix: tuple[int, ...], k: int, left: int) -> np.ndarray:
-        if k == 0 or left == 0:
-            return joint_distribution(target, left + 1, prefix)
-        return np.stack(
-            [
-                sum(mass * probs((*prefix, y), j, left - 1) for j, mass in enumerate(row))
-                for y, row in enumerate(outcomes(prefix, k))
-            ]
-        )
-
-    return probs(tuple(context), num_drafts, draft_length)
+    return _one_turn(target, draft, verifier, num_drafts, draft_length, context)[0]
 
 
 def expected_tokens(
@@ -107,34 +93,27 @@ def expected_tokens(
     >>> round(expected_tokens(target, draft, "coupling", num_drafts=1, draft_length=2), 4)
     2.3125
     """
-    rule = _check_tree(verifier, num_drafts, draft_length)
-    if num_drafts == 0:
-        return 1.0
-    if isinstance(rule, TreeVerifier):
-        found = path_block_distribution(target, draft, rule, num_drafts, draft_length, context)
-        return 1 + found[1]
-    outcomes = _outcomes(target, draft, rule)
-
-    def emitted(prefix: tuple[int, ...], k: int, left: int) -> float:
-        if k == 0 or left == 0:
-            return k > 0
-        return 1 + sum(
-            mass * emitted((*prefix, y), j, left - 1)
-            for y, row in enumerate(outcomes(prefix, k))
-            for j, mass in enumerate(row)
-            if j and mass
-        )
-
-    return float(emitted(tuple(context), num_drafts, draft_length))
+    return 1 + _one_turn(target, draft, verifier, num_drafts, draft_length, context)[1]
 
 
-def _outcomes(
-    target: NextProbs, draft: NextProbs, rule: Verifier
-) -> Callable[[tuple[int, ...], int], np.ndarray]:
-    """The function from (prefix, k) to M(y, j), shape (V, k + 1), of the module's docstring.
-
-    Nodes with equal probabilities share a table; on a Markov model, all with one last token and k.
-    """
+def _one_turn(
+    target: NextProbs,
+    draft: NextProbs,
+    verifier: str | Verifier,
+    num_drafts: int,
+    draft_length: int,
+    context: Sequence[int],
+) -> tuple[np.ndarray, float]:
+    """The finished block's distribution, (V,) * (L + 1), and the expected number of accepted tokens."""
+    rule = verifiers.get(verifier)
+    check_count(draft_length, "draft_length")
+    if check_count(num_drafts, "num_drafts", least=0):
+        rule._check_drafting(IID())
+        rule.check_drafts(num_drafts)
+        if isinstance(rule, TreeVerifier):
+            return path_block_distribution(target, draft, rule, num_drafts, draft_length, context)
+    # M(y, j), (V, k + 1). Nodes with equal probabilities share a table: on a Markov model, all with
+    # one last token and k.
     tables: dict[tuple[bytes, bytes, int], np.ndarray] = {}
 
     def outcomes(prefix: tuple[int, ...], k: int) -> np.ndarray:
@@ -149,7 +128,18 @@ def _outcomes(
             tables[key] = table.scatter_add(1, copies.T, joint.T).numpy()
         return tables[key]
 
-    return outcomes
+    def block(prefix: tuple[int, ...], k: int, left: int) -> tuple[np.ndarray, float]:
+        if k == 0 or left == 0:
+            return joint_distribution(target, left + 1, prefix), 0.0
+        table = outcomes(prefix, k)
+        finished, accepted = np.zeros((len(table),) * (left + 1)), 0.0
+        for y, j in zip(*table.nonzero(), strict=True):
+            rest, more = block((*prefix, int(y)), int(j), left - 1)
+            finished[y] += table[y, j] * rest
+            accepted += table[y, j] * (more + 1 if j else 0)
+        return finished, float(accepted)
+
+    return block(tuple(context), num_drafts, draft_length)
 
 
 def probs_by_prefix(model: NextProbs, length: int, context: Sequence[int] = ()) -> list[np.ndarray]:
@@ -210,13 +200,3 @@ def path_block_distribution(
         finished = emitted if i == 0 else finished[..., None] * targets[i] + emitted
         accepted += i * stop.sum()
     return finished, float(accepted)
-
-
-def _check_tree(verifier: str | Verifier, num_drafts: int, draft_length: int) -> Verifier:
-    """The rule. ValueError unless it is made for i.i.d. drafts and for this many."""
-    rule = verifiers.get(verifier)
-    check_count(draft_length, "draft_length")
-    if check_count(num_drafts, "num_drafts", least=0):
-        rule._check_drafting(IID())
-        rule.check_drafts(num_drafts)
-    return rule

@@ -194,9 +194,9 @@ class Decoder:
         """Continue every prompt (a list of token ids), one turn of the loop at a time.
 
         A row ends with the first of `stop_tokens` or after `max_new_tokens`. A seed gives the same
-        text every time on one device; a generator is asked for one seed. Raises, before any work,
-        ValueError or TypeError for arguments that do not fit the models, and OutOfMemoryError, with
-        the sizes, when they do not fit the device.
+        text every time on one device; a generator is asked for one seed. Raises ValueError or
+        TypeError, before any work, for arguments that do not fit the models; OutOfMemoryError, with
+        the sizes, when the texts do not fit the device.
         """
         max_new_tokens = check_count(max_new_tokens, "max_new_tokens")
         _check_prompts(prompts, self.models, max_new_tokens)

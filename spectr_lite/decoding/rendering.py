@@ -22,13 +22,7 @@ LEGEND: list[Piece] = [
     ("corrected", "replaced by the large model"),
     ("bonus", "straight from the large model"),
 ]
-ANSI = {
-    "prompt": "2",
-    "accepted": "4;32",
-    "corrected": "7;33",
-    "bonus": "1;34",
-    "rejected": "9;2",
-}
+ANSI = {"prompt": "2", "accepted": "4;32", "corrected": "7;33", "bonus": "1;34", "rejected": "9;2"}
 # Zero specificity: a site's own rules for these classes win. Translucent: readable on light and dark.
 STYLE = """<style>
 :where(.tok-text) { white-space: pre-wrap; line-height: 1.9; }
