@@ -25,7 +25,7 @@ def paper() -> dict[str, Any]:
 
 
 def kind(run: Record) -> str:
-    """ "GPU" or "CPU", where it ran."""
+    """Where it ran: "GPU" or "CPU"."""
     return "GPU" if run["config"]["device"] == "cuda" else "CPU"
 
 

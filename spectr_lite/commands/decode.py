@@ -74,20 +74,11 @@ def stream(args: argparse.Namespace) -> None:
         raise ValueError("--device: found 'cuda', but torch sees no GPU. Use --device cpu.")
     pair = models.load_pair(args.pair, device, dtype)
     prompt = pair.tokenizer.encode(args.prompt).ids or [pair.end_of_text]
-    turns = decode(
-        pair.target,
-        pair.draft,
-        [prompt],
-        verifier=_rule(args.verifier),
-        num_drafts=args.num_drafts,
-        draft_length=args.draft_length,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        generator=args.seed,
-        stop_tokens=[pair.end_of_text],
-    )
+    names = ("num_drafts", "draft_length", "max_new_tokens", "temperature", "top_k", "top_p")
+    settings = {name: getattr(args, name) for name in names}
+    settings |= {"verifier": _rule(args.verifier), "generator": args.seed}
+    end = [pair.end_of_text]
+    turns = decode(pair.target, pair.draft, [prompt], stop_tokens=end, **settings)
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     def show(kind: str, text: str) -> None:

@@ -134,8 +134,7 @@ def decode(
     `settings` are those of `Decoder`, the other arguments those of `Decoder.decode`.
     Raises ValueError or TypeError, before any work, when an argument does not fit the models.
     """
-    decoder = Decoder(target, draft, **settings)
-    return decoder.decode(
+    return Decoder(target, draft, **settings).decode(
         prompts, max_new_tokens=max_new_tokens, generator=generator, stop_tokens=stop_tokens
     )
 
@@ -241,20 +240,15 @@ class Decoder:
 
     def _turn(self, state: State, span: int) -> Tensor:
         """One turn of every row, on the device. (B, K L + L + 6): drafts, block and five counts."""
-        places = state.places(span)
+        places, sampling, random = state.places(span), self.sampling, self.random
         if self.num_drafts:
-            drafted, draft_probs = draft_paths(
-                self.models[1], state, places, self.sampling, self.random
-            )
+            drafted, draft_probs = draft_paths(self.models[1], state, places, sampling, random)
         else:
             drafted, draft_probs = state.tokens[:, None, :0], []
         logits = score_paths(self.models[0], state, places, drafted)
-        select: Any = walk_down
-        if self.num_drafts and isinstance(self.rule, TreeVerifier):
-            select = verify_paths
-        block, accepted, path = select(
-            self.rule, drafted, draft_probs, logits, self.sampling, self.random
-        )
+        whole_paths = self.num_drafts and isinstance(self.rule, TreeVerifier)
+        select: Any = verify_paths if whole_paths else walk_down
+        block, accepted, path = select(self.rule, drafted, draft_probs, logits, sampling, random)
         kept = commit(state, block, accepted, path)
         counts = torch.stack([accepted, path, kept, state.done.long(), state.length], 1)
         return torch.cat([drafted.flatten(1), block, counts], 1)
@@ -440,7 +434,7 @@ def _check_tokens(tokens: Sequence[int], vocab_size: int, name: str) -> None:
 
 
 def _check_rule(rule: Verifier, num_drafts: int) -> None:
-    """The loop drafts i.i.d. and may be left with any number of them."""
+    """ValueError unless the rule takes i.i.d. drafts, all of them and whatever number survives."""
     if IID not in rule.valid_for:
         raise ValueError(
             f"verifier: {rule.name!r} is not lossless for i.i.d. drafts, which is how decode draws "
