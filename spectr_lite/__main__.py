@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import spectr_lite
+from spectr_lite.commands import one_line
 
 EXIT_BAD_INPUT = 2
-VERBS = {  # verb: what it does, and the module that does it, imported only when it is asked for
+VERBS = {  # verb: what it does, and its module, imported only when the verb is given
     "check": (
         "acceptance, optimum and losslessness of selection rules on your distributions",
         "spectr_lite.commands.check",
@@ -43,9 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BAD_INPUT
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        print(f"{parser.prog} {args.command}: error: {reason}.", file=sys.stderr)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        print(f"{parser.prog} {args.command}: error: {one_line(error)}.", file=sys.stderr)
         return EXIT_BAD_INPUT
 
 

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import argparse
 import sys
 
 import pytest
 
 from spectr_lite import models
-from spectr_lite.commands import decode
+from spectr_lite.__main__ import main
 from spectr_lite.decoding import generate
 from spectr_lite.decoding.rendering import TextStream, pieces, to_html
 
@@ -17,9 +16,7 @@ def pair():
 
 
 def run(*words):
-    parser = argparse.ArgumentParser()
-    decode.add_arguments(parser)
-    return decode.run(parser.parse_args(["--device", "cpu", *words]))
+    return main(["decode", "--device", "cpu", *words])
 
 
 def test_streams_the_text_and_its_block_efficiency(pair, capsys):
@@ -77,6 +74,22 @@ def test_a_mistake_is_one_line_and_status_2(words, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("spectr_lite decode: error: ")
+
+
+@pytest.mark.parametrize("error", ["KeyError", "ValueError"])
+def test_a_rule_of_your_own_that_crashes_is_one_line(error, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "crashing.py").write_text(
+        "from spectr_lite.verifiers.target_only import TargetOnly\n"
+        "class Mine(TargetOnly):\n"
+        f"    def _select(self, *arguments): raise {error}('no such token')\n"
+    )
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    assert run("--prompt", "We", "--verifier", "crashing:Mine") == 2
+    sys.modules.pop("crashing")
+    message = capsys.readouterr().err
+    assert message.startswith("spectr_lite decode: error: ")
+    assert "no such token" in message and message.count("\n") == 1
 
 
 def test_pieces_join_to_the_text(pair):

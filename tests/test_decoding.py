@@ -409,7 +409,7 @@ def test_a_stop_token_behind_the_limit_does_not_extend_the_text(tiny_pair):
     assert run.tokens == [free[:end]]
 
 
-def test_iterations_account_for_every_token(tiny_pair):
+def test_turns_account_for_every_token(tiny_pair):
     run = generate(*tiny_pair, PROMPTS, num_drafts=3, draft_length=2, generator=10)
     for row, tokens in enumerate(run.tokens):
         assert tokens == [token for turn in run.turns for token in turn.tokens(row)]

@@ -2,7 +2,7 @@
 
 The recorder keeps every operation of a turn with its operands, and replays them in that order,
 writing results where they stood. As in a graph, what Python decided or read stays decided; so a turn
-that looks at a value, makes a shape of one or rebinds a tensor writes another text.
+that reads a value, makes a shape of one or rebinds a tensor writes another text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from spectr_lite.transport import nested
 from spectr_lite.verifiers import paths
 
 aten = torch.ops.aten
-SYNC_IS_FREE = {  # operations that bring a value to the host, or one from it
+SYNCHRONIZING = {  # operations that bring a value to the host, or one from it
     aten._local_scalar_dense,
     aten.equal,
     aten.is_nonzero,
@@ -48,12 +48,12 @@ class Recorder(TorchDispatchMode):
         self.operations.append((operation, args, kwargs or {}, made))
         return made
 
-    def looks(self):
+    def synchronizing(self):
         for operation, args, _, _ in self.operations:
             by_mask = operation is aten.index.Tensor and any(
                 part.dtype == torch.bool for part in tree_leaves(args[1]) if part is not None
             )
-            if operation.overloadpacket in SYNC_IS_FREE or by_mask:
+            if operation.overloadpacket in SYNCHRONIZING or by_mask:
                 yield str(operation)
 
     def replay(self):
@@ -70,10 +70,10 @@ def recorded(monkeypatch):
     """Turns run as on a GPU, with the recorder for a graph; the list of its replays' lengths."""
     replayed = []
 
-    def watched(step, device):
+    def first_run(step, device):
         with Recorder() as recorder:
             result = step()
-        return result, next(recorder.looks(), None)
+        return result, next(recorder.synchronizing(), None)
 
     def capture(step, generator, pool):
         with Recorder() as recorder:
@@ -88,8 +88,7 @@ def recorded(monkeypatch):
 
         return (replay, result), pool
 
-    monkeypatch.setattr(graphs, "DEVICES", {"cpu"})
-    monkeypatch.setattr(graphs, "watched", watched)
+    monkeypatch.setattr(graphs, "first_run", first_run)
     monkeypatch.setattr(graphs, "capture", capture)
     monkeypatch.setattr(paths, "SYNC_IS_FREE", set())
     monkeypatch.setitem(nested.DENSE_LIMIT, "cpu", 1024)
@@ -109,17 +108,21 @@ def texts(decoder):
     return first.tokens, second.tokens
 
 
-def both_ways(monkeypatch, *models, **settings):
+def as_it_is(decoder):
+    """The decoder, whose turns are then never recorded: the same kernels, one by one."""
+    decoder.graphs.disabled = True
+    return decoder
+
+
+def both_ways(*models, **settings):
     """(recorded, as it is): the texts of a decoder that replays and of one that never does."""
-    found = texts(Decoder(*models, **settings))
-    monkeypatch.setattr(graphs, "DEVICES", set())
-    return found, texts(Decoder(*models, **settings))
+    return texts(Decoder(*models, **settings)), texts(as_it_is(Decoder(*models, **settings)))
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_replayed_turn_is_the_turn(name, pair, recorded, monkeypatch):
+def test_a_replayed_turn_is_the_turn(name, pair, recorded):
     settings = {"num_drafts": RULES[name], "draft_length": 3, "verifier": name}
-    found, expected = both_ways(monkeypatch, *pair, **settings)
+    found, expected = both_ways(*pair, **settings)
     assert found == expected
     assert len(recorded) > 10
 
@@ -134,24 +137,24 @@ def test_a_replayed_turn_is_the_turn(name, pair, recorded, monkeypatch):
     ],
     ids=str,
 )
-def test_every_setting_can_be_replayed(settings, pair, recorded, monkeypatch):
-    found, expected = both_ways(monkeypatch, *pair, **{"draft_length": 3} | settings)
+def test_every_setting_can_be_replayed(settings, pair, recorded):
+    found, expected = both_ways(*pair, **{"draft_length": 3} | settings)
     assert found == expected
     assert len(recorded) > 10
 
 
-def test_other_models_can_be_replayed(recorded, monkeypatch):
-    found, expected = both_ways(
-        monkeypatch, make_pair()[0], TrigramModel([[1, 2, 3, 4, 5, 1, 2, 6]], 11), num_drafts=2
-    )
+def test_other_models_can_be_replayed(recorded):
+    trigram = TrigramModel([[1, 2, 3, 4, 5, 1, 2, 6]], 11)
+    found, expected = both_ways(make_pair()[0], trigram, num_drafts=2)
     assert found == expected
+    assert len(recorded) > 10
     target, draft = worked_pair()
-    plain = generate(target, draft, [[3]] * 5, num_drafts=2, generator=0).tokens
-    assert generate(target, draft, [[3]] * 5, num_drafts=2, generator=0).tokens == plain
-    assert len(recorded) > 10
+    plain = as_it_is(Decoder(target, draft, num_drafts=2))
+    expected = plain.generate([[3]] * 5, generator=0).tokens
+    assert generate(target, draft, [[3]] * 5, num_drafts=2, generator=0).tokens == expected
 
 
-def test_a_rule_that_looks_is_run_as_it_is_with_one_warning(pair, recorded, monkeypatch):
+def test_a_rule_that_synchronizes_is_run_as_it_is_with_one_warning(pair, recorded):
     decoder = Decoder(*pair, verifier="importance", num_drafts=2, draft_length=2)
     settings = {"max_new_tokens": 10, "generator": 3}
     with pytest.warns(UserWarning, match="without CUDA graphs, which is slower: aten") as caught:
@@ -159,8 +162,7 @@ def test_a_rule_that_looks_is_run_as_it_is_with_one_warning(pair, recorded, monk
         decoder.generate([PROMPTS[0] * 5], **settings)  # other buffers, and no other warning
     assert len(caught) == 1
     assert not recorded
-    monkeypatch.setattr(graphs, "DEVICES", set())
-    again = Decoder(*pair, verifier="importance", num_drafts=2, draft_length=2)
+    again = as_it_is(Decoder(*pair, verifier="importance", num_drafts=2, draft_length=2))
     assert again.generate(PROMPTS, **settings).tokens == found
 
 
@@ -173,20 +175,19 @@ def test_a_capture_that_fails_leaves_the_text_as_it_was(pair, recorded, monkeypa
     with pytest.warns(UserWarning, match="not permitted when stream is capturing$") as caught:
         found = texts(decoder)
     assert len(caught) == 1
-    monkeypatch.setattr(graphs, "DEVICES", set())
-    assert texts(Decoder(*pair, num_drafts=3, draft_length=2)) == found
+    assert texts(as_it_is(Decoder(*pair, num_drafts=3, draft_length=2))) == found
 
 
-def test_the_recorder_sees_a_look_and_a_frozen_number(recorded):
+def test_the_recorder_sees_a_synchronization_and_a_frozen_number(recorded):
     """What the tests above would say of a turn that a graph could not hold."""
     count = torch.zeros(1)
     run = graphs.Captured(torch.Generator())
 
-    def looks():
+    def synchronizes():
         return count.add_(1) if count.item() < 9 else count
 
     with pytest.warns(UserWarning, match="_local_scalar_dense"):
-        run(0, looks)
+        run(0, synchronizes)
 
     calls = iter(range(100))
     run = graphs.Captured(torch.Generator())
@@ -246,13 +247,11 @@ def test_a_graph_writes_the_text_of_the_same_kernels_without_it(name, monkeypatc
     settings = {"num_drafts": RULES[name], "draft_length": 3, "verifier": name}
     models = make_pair("cuda")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a refusal would warn
+        warnings.simplefilter("error")  # disabled graphs would warn
         decoder = Decoder(*models, **settings)
         found = texts(decoder)
     assert decoder.graphs.replays and not decoder.graphs.disabled
-    monkeypatch.setattr(graphs, "DEVICES", set())
-    assert texts(Decoder(*models, **settings)) == found
-    monkeypatch.setattr(graphs, "DEVICES", {"cuda"})
+    assert texts(as_it_is(Decoder(*models, **settings))) == found
     greedy = settings | {"temperature": 0}
     assert texts(Decoder(*models, **greedy)) == texts(Decoder(*make_pair(), **greedy))
 
@@ -263,14 +262,14 @@ def test_a_failed_capture_leaves_the_gpu_usable():
     models = make_pair("cuda")
     settings = {"num_drafts": 2, "draft_length": 2}
 
-    def looks(step):
+    def synchronizes(step):
         step()
         return torch.zeros(1, device="cuda").item()
 
     generator = torch.Generator("cuda").manual_seed(0)
     expected = torch.rand(3, generator=torch.Generator("cuda").manual_seed(0), device="cuda")
     with pytest.raises(RuntimeError):
-        graphs.capture(lambda: looks(lambda: torch.rand(3, device="cuda")), generator, None)
+        graphs.capture(lambda: synchronizes(lambda: torch.rand(3, device="cuda")), generator, None)
     assert torch.equal(torch.rand(3, generator=generator, device="cuda"), expected)
     torch.rand(3, device="cuda")
     decoder = Decoder(*models, **settings)

@@ -1,4 +1,4 @@
-"""The rules a decoder runs on a GPU never wait for the device: no shape or branch depends on data.
+"""The rules a decoder runs on a GPU never synchronise with the host: no shape or branch depends on data.
 
 Fake tensors carry shapes and no values, so that asking for a value raises. A rule that runs on them can
 be captured in a CUDA graph.
@@ -33,8 +33,8 @@ def test_a_rule_runs_without_reading_a_value(name, monkeypatch):
 
 
 def test_the_check_sees_a_rule_that_does_read_one():
-    def waits(draft, target, tokens, generator):
+    def synchronizes(draft, target, tokens, generator):
         return tokens[..., 0] if bool((draft > 0).all()) else tokens[..., 1]
 
     with pytest.raises(DataDependentOutputException):
-        on_fake_tensors(waits)
+        on_fake_tensors(synchronizes)

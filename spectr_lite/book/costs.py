@@ -1,8 +1,9 @@
-"""What a turn costs in autoregressive steps, and what that makes of a block efficiency.
+"""What a turn costs in autoregressive steps, and the speed that follows. Explained in chapters 8 and 9.
 
-cost(K, L) = c + d L + s (1 + K L)      in turns of autoregressive decoding
-c  what every turn pays;   d  a step of the draft;   s  a token more in the target's call
-speed = block efficiency / cost
+    cost(K, L) = c + d L + s (1 + K L)          in turns of autoregressive decoding
+    speed      = block efficiency / cost(K, L)
+
+c is paid by every turn, d by each step of the draft, s by each token that the target's call reads.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from scipy.optimize import brentq, nnls
 
 @dataclass(frozen=True)
 class Costs:
-    """The fitted formula above. `error`: the worst relative error at the points it was fitted to."""
+    """The fitted c, d and s, and the largest relative error at the points they were fitted to."""
 
     fixed: float
     draft: float
@@ -29,8 +30,13 @@ class Costs:
 
 
 def fit_costs(cost: Mapping[tuple[int, int], float]) -> Costs:
-    """From the cost of a turn for some (K, L), in autoregressive steps: least squares of the relative
-    errors, no term below zero."""
+    """Fit c, d, s >= 0 to {(K, L): cost of a turn in autoregressive steps}, by least squares of the
+    relative errors.
+
+    >>> fit = fit_costs({(1, 4): 1.5, (8, 4): 1.78, (1, 8): 1.94, (8, 8): 2.5})
+    >>> print(f"{fit.fixed:.2f} {fit.draft:.2f} {fit.score:.2f}, cost {fit.turn(4, 4):.2f}")
+    1.05 0.10 0.01, cost 1.62
+    """
     design = np.array([[1, length, 1 + k * length] for k, length in cost], float)
     seen = np.array(list(cost.values()))
     (fixed, draft, score), _ = nnls(design / seen[:, None], np.ones(len(seen)))
@@ -39,8 +45,12 @@ def fit_costs(cost: Mapping[tuple[int, int], float]) -> Costs:
 
 
 def acceptance_for(efficiency: float, draft_length: int) -> float | None:
-    """The a with 1 + a + ... + a^L = `efficiency`, were every token accepted with one probability.
-    None for more than L + 1 tokens, which no turn can emit."""
+    """The probability a with 1 + a + ... + a^L = `efficiency`: the acceptance of each token, if all
+    had the same. None above L + 1 tokens, which no turn can emit.
+
+    >>> round(acceptance_for(1.75, draft_length=2), 4)
+    0.5
+    """
     if efficiency > draft_length + 1:
         return None
     return brentq(lambda a: sum(a**i for i in range(draft_length + 1)) - efficiency, 0.0, 1.0)

@@ -62,5 +62,5 @@ def report() -> None:
 
 def _leading_numbers(version: str) -> tuple[int, int]:
     """(2, 13) from "2.13.0+cpu"."""
-    major, minor = re.match(r"(\d+)\.(\d+)", version).groups()
+    major, minor, *_ = re.findall(r"\d+", version)
     return int(major), int(minor)

@@ -1,8 +1,10 @@
-"""The transport lab in a notebook: two distributions to move, every rule beside the optimum.
+"""The transport lab in a notebook: two distributions to move, and each rule beside the optimum.
 
-from spectr_lite.book import lab
-lab.explore()                 sliders; needs ipywidgets (Colab has it; elsewhere pip install ipywidgets)
-lab.figure(draft, target, k)  the same picture, still
+Explained on the book's page "Transport lab".
+
+    from spectr_lite.book import lab
+    lab.explore()                 with sliders; needs ipywidgets, which Colab has
+    lab.figure(draft, target, k)  the same picture without them
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ LETTERS = "abcdefghijklmnop"
 
 
 def acceptances(draft: ArrayLike, target: ArrayLike) -> dict[str, list[float]]:
-    """P(Y in S) of each rule for k = 1 to 16; one draft is the same for every k."""
+    """P(Y in S) of each rule for k = 1 to 16. "coupling" uses one draft, so it does not change."""
     one = verifiers.get("coupling").acceptance(draft, target, 1)
     ks = range(1, MOST_DRAFTS + 1)
     found = {"optimal": [transport.optimal_acceptance(draft, target, k) for k in ks]}
@@ -38,7 +40,8 @@ def acceptances(draft: ArrayLike, target: ArrayLike) -> dict[str, list[float]]:
 
 
 def figure(draft: ArrayLike, target: ArrayLike, k: int = 2) -> Figure:
-    """Both distributions, acceptance against k, K-SEQ's residual and the nested pools of a pair (V,).
+    """Four pictures of one pair (V,): the distributions, acceptance against k, K-SEQ's residual, and
+    the nested pools of the optimal plan.
 
     Raises ValueError for bad distributions, a batch, more than 16 tokens, or k outside 1 to 16.
     """
@@ -86,7 +89,7 @@ def _draw_kseq(axis: Axes, p: torch.Tensor, q: torch.Tensor, k: int) -> None:
     tokens = np.arange(len(p))
     emitted = q.numpy() - left
     axis.bar(tokens, emitted, 0.6, color=COLORS["kseq"], label="the loop")
-    box = {"facecolor": "none", "edgecolor": COLORS["kseq"], "hatch": "///"}
+    box: dict[str, Any] = {"facecolor": "none", "edgecolor": COLORS["kseq"], "hatch": "///"}
     axis.bar(tokens, left, 0.6, bottom=emitted, label="residual", **box)
     axis.hlines(q, tokens - 0.36, tokens + 0.36, color=COLORS["target"], lw=3)
     axis.set(title=rf"K-SEQ at $\rho^\star$ = {rho.item():.4f}", ylim=(0, q.max().item() * 1.3))
@@ -112,11 +115,10 @@ def _draw_pools(axis: Axes, p: torch.Tensor, q: torch.Tensor, k: int) -> None:
 
 
 def explore(draft: ArrayLike | None = None, target: ArrayLike | None = None, k: int = 2) -> Any:
-    """Sliders for every bar and for k, and the figure under them; the book's example unless given.
+    """A slider for every bar and for k, above the figure; without arguments, the book's example.
 
-    Bars are weights: each distribution is its sliders divided by their sum. Returns the widget; a
-    notebook
-    shows it. Raises ImportError when ipywidgets is missing, ValueError for bad distributions.
+    Each distribution is its sliders' values divided by their sum. Returns the widget, which a
+    notebook shows. Raises ImportError without ipywidgets, ValueError for what `figure` refuses.
     """
     try:
         import ipywidgets as widgets
@@ -128,20 +130,20 @@ def explore(draft: ArrayLike | None = None, target: ArrayLike | None = None, k: 
     if draft is None or target is None:
         draft, target = distributions.three_tokens()
     pair = check_pair(draft, target)
-    plt.close(figure(pair.draft, pair.target, k))  # refuses what it cannot draw, before any slider
+    plt.close(figure(pair.draft, pair.target, k))  # raises for what it cannot draw
 
     def sliders(probs: torch.Tensor, name: str) -> list[Any]:
+        look = {"style": {"handle_color": COLORS[name]}, "continuous_update": False}
         return [
             widgets.FloatSlider(
-                value=float(value), min=0, max=1, step=0.01, description=f"{name} {letter}",
-                continuous_update=False, style={"handle_color": COLORS[name]},
+                float(value), max=1, step=0.01, description=f"{name} {token}", **look
             )
-            for letter, value in zip(LETTERS, probs, strict=False)
-        ]  # fmt: skip
+            for token, value in zip(LETTERS, probs, strict=False)
+        ]
 
     columns = sliders(pair.draft, "draft"), sliders(pair.target, "target")
-    drafts = widgets.IntSlider(value=k, min=1, max=MOST_DRAFTS, description="drafts k")
-    drafts.continuous_update = False
+    count = {"min": 1, "max": MOST_DRAFTS, "description": "drafts k", "continuous_update": False}
+    drafts = widgets.IntSlider(k, **count)
     output = widgets.Output()
 
     def redraw(_: Any = None) -> None:
@@ -152,7 +154,8 @@ def explore(draft: ArrayLike | None = None, target: ArrayLike | None = None, k: 
                 print("Every slider of one colour is at 0: a distribution needs some mass.")
                 return
             use_style()
-            made = figure(*(w / w.sum() for w in weights), drafts.value)
+            shown, wanted = (w / w.sum() for w in weights)
+            made = figure(shown, wanted, drafts.value)
             plt.show()
             plt.close(made)
 

@@ -1,4 +1,7 @@
-"""What the recorded runs say, as the book's pages and notebooks read it from spectr_lite/results."""
+"""The recorded runs in spectr_lite/results, as the book's pages and notebooks read them.
+
+Explained in chapters 8 and 9.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,23 @@ Record = dict[str, Any]
 
 
 def summary(name: str) -> Record:
-    """spectr_lite/results/NAME.json, or one without runs."""
+    """The content of spectr_lite/results/NAME.json; without the file, {"runs": []}."""
     path = resources.files("spectr_lite") / "results" / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"runs": []}
 
 
 def paper() -> dict[str, Any]:
-    """The paper's numbers, each with its place in the paper and how it is known."""
+    """The paper's numbers, each with its place in the paper and how we know it."""
     return json.loads((resources.files(__package__) / "paper.json").read_text(encoding="utf-8"))
 
 
 def kind(run: Record) -> str:
+    """Where it ran: "GPU" or "CPU"."""
     return "GPU" if run["config"]["device"] == "cuda" else "CPU"
 
 
 def by_pair(runs: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
-    """Table 1's runs of each pair and kind of device."""
+    """Runs of Table 1, grouped by (pair, kind of device)."""
     found: dict[tuple[str, str], list[Record]] = {}
     for run in runs:
         found.setdefault((run["pair"], kind(run)), []).append(run)
@@ -41,7 +45,10 @@ def cell(
     temperature: float = 1.0,
     timed: bool = False,
 ) -> Record | None:
-    """One cell of Table 1 with its "run": of `runs` the one with the most prompts, or rounds timed."""
+    """One cell of Table 1 and its "run": of all `runs` the cell with most prompts, or None.
+
+    `timed`=True asks for a cell with a speed, the one with most rounds.
+    """
     names = ("verifier", "num_drafts", "draft_length", "temperature")
     wanted = (verifier, drafts, length, temperature)
     found = [

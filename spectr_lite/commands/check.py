@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import os
-import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spectr_lite import verifiers
 from spectr_lite.check import compare, is_defined, lossless, token_rules
+from spectr_lite.commands import find, one_line
 
 EXIT_BIASED = 1
 
@@ -28,43 +25,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "samples shared between them. Exit status: 0 lossless, 1 something is not, 2 bad input."
     )
     files = "probabilities in .npy, .npz, .csv or .json; FILE.npz:NAME picks an array"
-    parser.add_argument("--draft", required=True, metavar="FILE", help=files)
-    parser.add_argument("--target", required=True, metavar="FILE", help="the same, of the target")
-    parser.add_argument(
-        "-k",
-        nargs="+",
-        type=_whole(1),
-        default=[1, 2, 4, 8],
-        metavar="K",
-        help="numbers of drafts (default: 1 2 4 8)",
-    )
-    parser.add_argument(
-        "--verifier",
-        nargs="+",
-        action="extend",
-        metavar="RULE",
-        help="a rule's name, or my.module:MyVerifier for your own (default: every token rule)",
-    )
-    parser.add_argument(
-        "--samples",
-        type=_whole(1),
-        metavar="N",
-        help="tokens drawn for each verdict (default: 200000, fewer at a large vocabulary)",
-    )
-    parser.add_argument("--seed", type=_whole(0), default=0, metavar="N", help="default: 0")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    rule = "a rule's name, or my.module:MyVerifier for your own (default: every token rule)"
+    samples = "tokens drawn for each verdict (default: 200000, fewer at a large vocabulary)"
+    counts: dict[str, Any] = {"nargs": "+", "type": _whole(1), "metavar": "K"}
+    add = parser.add_argument
+    add("--draft", required=True, metavar="FILE", help=files)
+    add("--target", required=True, metavar="FILE", help="the same, of the target")
+    add("-k", default=[1, 2, 4, 8], help="numbers of drafts (default: 1 2 4 8)", **counts)
+    add("--verifier", nargs="+", action="extend", metavar="RULE", help=rule)
+    add("--samples", type=_whole(1), metavar="N", help=samples)
+    add("--seed", type=_whole(0), default=0, metavar="N", help="default: %(default)s")
+    add("--json", action="store_true", help="print JSON instead of text")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the table and the verdicts. 0: all lossless; 1: something is not; 2: bad input."""
+    """Print the table and the verdicts. Returns 0, or 1 if some rule is not lossless."""
     draft, target = load(args.draft, "--draft"), load(args.target, "--target")
     chosen = None if args.verifier is None else [find(name) for name in args.verifier]
     table = compare(draft, target, args.k, chosen)
     verdicts = []
     if not args.json:
         print(table)
-    for rule, k in _to_judge(chosen, args.k):
+    judged = [(rule, k) for rule in chosen or token_rules() for k in args.k if is_defined(rule, k)]
+    for rule, k in judged:
         verdict = lossless(rule, draft, target, k, samples=args.samples, generator=args.seed)
         verdicts.append(verdict)
         if not args.json:
@@ -75,13 +59,11 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(verdict.lossless for verdict in verdicts) else EXIT_BIASED
 
 
-def _to_judge(chosen: list[Any] | None, ks: Sequence[int]) -> list[tuple[Any, int]]:
-    listed = token_rules() if chosen is None else chosen
-    return [(rule, k) for rule in listed for k in ks if is_defined(rule, k)]
-
-
 def load(path: str, argument: str) -> Any:
-    """Probabilities from .npy, .npz (FILE.npz:KEY picks an array), .csv or .json, shape (..., V)."""
+    """Probabilities (..., V) from .npy, .npz (FILE.npz:KEY picks an array), .csv or .json.
+
+    FileNotFoundError or ValueError name the `argument` and say what to give instead.
+    """
     file, key = path, None
     if ".npz:" in path:
         file, _, key = path.rpartition(":")
@@ -96,7 +78,7 @@ def load(path: str, argument: str) -> Any:
         arrays = _read(Path(file), kind)
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{argument}: {file!r} could not be read as {kind[1:]}: {_one_line(error)}. "
+            f"{argument}: {file!r} could not be read as {kind[1:]}: {one_line(error)}. "
             "It must hold numbers only, one distribution per row."
         ) from error
     if key is None and len(arrays) == 1:
@@ -111,7 +93,7 @@ def load(path: str, argument: str) -> Any:
 
 
 def _read(file: Path, kind: str) -> dict[str, Any]:
-    """The arrays of a file by name; a file of one array has no name for it."""
+    """The arrays of a file by name; the name is "" unless the file gives one."""
     if kind == ".json":
         return {"": np.asarray(json.loads(file.read_text()), dtype=np.float64)}
     if kind == ".csv":
@@ -126,11 +108,7 @@ def _read(file: Path, kind: str) -> dict[str, Any]:
         return {name: content[name] for name in content.files}
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".")
-
-
-def _whole(least: int):
+def _whole(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not text.lstrip("-").isdigit() or int(text) < least:
             raise argparse.ArgumentTypeError(
@@ -139,28 +117,3 @@ def _whole(least: int):
         return int(text)
 
     return parse
-
-
-def find(name: str) -> Any:
-    """A registered rule, or the object at my.module:MyVerifier, importable from where you stand.
-
-    For a command line: ValueError says what is wrong with the argument --verifier.
-    """
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
-        return verifiers.get(name)
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(
-            f"--verifier: {module_name!r} could not be imported ({type(error).__name__}: {reason}). "
-            "Give package.module:Class, importable from this directory."
-        ) from error
-    if not hasattr(module, attribute):
-        raise ValueError(
-            f"--verifier: module {module_name!r} has no {attribute!r}. Check its name."
-        )
-    return getattr(module, attribute)

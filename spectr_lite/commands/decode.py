@@ -11,7 +11,7 @@ import torch
 
 from spectr_lite import models, verifiers
 from spectr_lite.book import environment
-from spectr_lite.commands.check import find
+from spectr_lite.commands import find
 from spectr_lite.decoding import Generation, Turn, decode
 from spectr_lite.decoding.rendering import LEGEND, TextStream, to_ansi
 from spectr_lite.distributions import IID
@@ -20,70 +20,38 @@ from spectr_lite.verifiers import Verifier
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     rules = [name for name in verifiers.names() if IID in verifiers.get(name).valid_for]
-    parser.add_argument("--prompt", required=True, help="the text to continue")
-    parser.add_argument(
-        "--pair",
-        default="bundled",
-        help=f"{', '.join(models.pair_names())}, or a directory (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--verifier",
-        default="kseq",
-        help=f"selection rule: {', '.join(rules)}; or my.module:MyVerifier for your own "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "-K",
-        "--num-drafts",
-        type=int,
-        default=8,
-        help="drafted sequences; 0 autoregressive, 1 speculative (default: %(default)s)",
-    )
-    parser.add_argument(
-        "-L",
-        "--draft-length",
-        type=int,
-        default=8,
-        help="tokens in each drafted sequence (default: %(default)s)",
-    )
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="default: %(default)s")
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)"
-    )
-    parser.add_argument("--top-k", type=int, metavar="N", help="keep the N likeliest tokens")
-    parser.add_argument(
-        "--top-p", type=float, metavar="P", help="keep the likeliest tokens of mass P together"
-    )
-    parser.add_argument("--seed", type=int, default=None, help="for the same text every time")
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU"
-    )
-    parser.add_argument(
-        "--show-drafts", action="store_true", help="list every drafted sequence, turn by turn"
-    )
+    pairs = f"{', '.join(models.pair_names())}, or a directory (default: %(default)s)"
+    rule = f"selection rule: {', '.join(rules)}; or my.module:MyVerifier for your own"
+    drafts = "drafted sequences; 0 autoregressive, 1 speculative (default: %(default)s)"
+    length = "tokens in each drafted sequence (default: %(default)s)"
+    top_p = "keep the likeliest tokens of mass P together"
+    add = parser.add_argument
+    add("--prompt", required=True, help="the text to continue")
+    add("--pair", default="bundled", help=pairs)
+    add("--verifier", default="kseq", help=f"{rule} (default: %(default)s)")
+    add("-K", "--num-drafts", type=int, default=8, help=drafts)
+    add("-L", "--draft-length", type=int, default=8, help=length)
+    add("--max-new-tokens", type=int, default=64, help="default: %(default)s")
+    add("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
+    add("--top-k", type=int, metavar="N", help="keep the N likeliest tokens")
+    add("--top-p", type=float, metavar="P", help=top_p)
+    add("--seed", type=int, help="for the same text every time")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+    add("--show-drafts", action="store_true", help="list every drafted sequence, turn by turn")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The exit status: 0, or 2 after a one-line error."""
+    """Decode and print. Raises what `load_pair` and `decode` raise, and RuntimeError when the user's
+    own rule raises anything else."""
+    expected = (ValueError, TypeError, OSError, ImportError, RuntimeError)
     try:
         stream(args)
-    except (
-        ValueError,
-        TypeError,
-        FileNotFoundError,
-        ImportError,
-        torch.cuda.OutOfMemoryError,
-    ) as error:
-        print(f"spectr_lite decode: error: {error}", file=sys.stderr)
-        return 2
     except Exception as error:
-        if ":" not in args.verifier:
+        if isinstance(error, expected) or ":" not in args.verifier:
             raise
-        # The reader's own rule, which may raise anything.
         reason = f"{type(error).__name__}: {error}"
-        print(f"spectr_lite decode: error: {args.verifier} raised {reason}", file=sys.stderr)
-        return 2
+        raise RuntimeError(f"{args.verifier} raised {reason}") from error
     return 0
 
 
@@ -99,7 +67,6 @@ def _rule(name: str) -> Verifier:
 
 
 def stream(args: argparse.Namespace) -> None:
-    """Decode and print. Raises what `load_pair` and `decode` raise."""
     device, dtype = environment.device_and_dtype()
     if args.device == "cpu":
         device, dtype = torch.device("cpu"), torch.float32
@@ -107,20 +74,11 @@ def stream(args: argparse.Namespace) -> None:
         raise ValueError("--device: found 'cuda', but torch sees no GPU. Use --device cpu.")
     pair = models.load_pair(args.pair, device, dtype)
     prompt = pair.tokenizer.encode(args.prompt).ids or [pair.end_of_text]
-    turns = decode(
-        pair.target,
-        pair.draft,
-        [prompt],
-        verifier=_rule(args.verifier),
-        num_drafts=args.num_drafts,
-        draft_length=args.draft_length,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        generator=args.seed,
-        stop_tokens=[pair.end_of_text],
-    )
+    names = ("num_drafts", "draft_length", "max_new_tokens", "temperature", "top_k", "top_p")
+    settings = {name: getattr(args, name) for name in names}
+    settings |= {"verifier": _rule(args.verifier), "generator": args.seed}
+    end = [pair.end_of_text]
+    turns = decode(pair.target, pair.draft, [prompt], stop_tokens=end, **settings)
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     def show(kind: str, text: str) -> None:

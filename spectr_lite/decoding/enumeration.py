@@ -1,20 +1,24 @@
-"""The exact distribution of one turn of the decoding loop, on models small enough to list every outcome.
+"""The exact distribution of one turn, on models so small that every outcome can be listed.
 
-At a node with k drafts alive every tuple x in V^k is listed with its probability; the rule's
-distribution of Y given x then gives M(y, j) = P(Y = y, and j of the k drafts are y). The j go on,
-still i.i.d.:
+Explained in chapter 7; chapter 10 uses it for rules that judge whole paths.
 
-    block(prefix, k):  Y = y with M(y, 0), and the target finishes alone;
-                       Y = y with M(y, j), and block(prefix + y, j) follows one token deeper
+A token rule is asked at each node with k drafts alive. All V^k tuples of their tokens are listed with
+their probabilities, and the rule's distribution of Y given a tuple then gives
+
+    M(y, j) = P(Y = y, and j of the k drafted tokens equal y)
+
+The j drafts that said y survive, and what follows in them is i.i.d. as before. So after `prefix`:
+
+    block(prefix, k):  with M(y, 0), y ends the block, and the target finishes the text;
+                       with M(y, j), y is followed by block(prefix + y, j), one token deeper
     E(k, 0) = 1,     E(k, l) = 1 + sum_{y, j >= 1} M(y, j) E(j, l - 1)     expected tokens emitted
 
-When the rule is lossless the block, finished by the target to L + 1 tokens, has the target's own
-joint distribution. That is Theorem 2 of SpecTr (arXiv 2310.15141); comparing the two arrays checks
-it, to rounding, for the models at hand.
+For a rule that judges whole paths there is no such M: every way to draft K paths is listed instead.
 
-A rule that judges whole paths has no such M: for it every drafted tree is listed instead.
+If the rule is lossless, the block, finished by the target to L + 1 tokens, has the target's own joint
+distribution: Theorem 2 of SpecTr (arXiv 2310.15141). Comparing the two arrays checks it, to rounding.
 
-A model is any function from a prefix (a tuple of token ids) to the distribution of the next token,
+A model is any function from a prefix (a tuple of token ids) to the probabilities of the next token,
 such as `MarkovModel.next_probs`.
 """
 
@@ -41,7 +45,12 @@ NextProbs = Callable[[tuple[int, ...]], ArrayLike]
 
 
 def joint_distribution(model: NextProbs, length: int, context: Sequence[int] = ()) -> np.ndarray:
-    """The distribution of the next `length` tokens after `context`, shape (V,) * length."""
+    """The distribution of the next `length` tokens after `context`, shape (V,) * length.
+
+    >>> print(joint_distribution(lambda prefix: [0.75, 0.25], 2))
+    [[0.5625 0.1875]
+     [0.1875 0.0625]]
+    """
     if check_count(length, "length", least=0) == 0:
         return np.ones(())
     first = np.asarray(model(tuple(context)), np.float64)
@@ -57,25 +66,17 @@ def block_distribution(
     draft_length: int,
     context: Sequence[int] = (),
 ) -> np.ndarray:
-    """The distribution of one turn's block, finished by the target to L + 1 tokens, shape (V,) * (L
-    + 1).
+    """The distribution of one turn's block, finished by the target to L + 1 tokens: (V,) * (L + 1).
+
+    For every rule that is made for i.i.d. drafts and any number of them; otherwise ValueError, as for
+    more tuples than can be listed.
+
+    >>> target, draft = lambda prefix: [0.75, 0.25], lambda prefix: [0.5, 0.5]
+    >>> found = block_distribution(target, draft, "kseq", num_drafts=2, draft_length=1)
+    >>> bool(abs(found - joint_distribution(target, 2)).max() < 1e-12)
+    True
     """
-    rule = _check_tree(verifier, num_drafts, draft_length)
-    if isinstance(rule, TreeVerifier) and num_drafts:
-        return path_block_distribution(target, draft, rule, num_drafts, draft_length, context)[0]
-    outcomes = _outcomes(target, draft, rule)
-
-    def probs(prefix: tuple[int, ...], k: int, left: int) -> np.ndarray:
-        if k == 0 or left == 0:
-            return joint_distribution(target, left + 1, prefix)
-        return np.stack(
-            [
-                sum(mass * probs((*prefix, y), j, left - 1) for j, mass in enumerate(row))
-                for y, row in enumerate(outcomes(prefix, k))
-            ]
-        )
-
-    return probs(tuple(context), num_drafts, draft_length)
+    return _one_turn(target, draft, verifier, num_drafts, draft_length, context)[0]
 
 
 def expected_tokens(
@@ -86,34 +87,33 @@ def expected_tokens(
     draft_length: int,
     context: Sequence[int] = (),
 ) -> float:
-    """The expected number of tokens that one turn emits: between 1 and L + 1."""
-    rule = _check_tree(verifier, num_drafts, draft_length)
-    if num_drafts == 0:
-        return 1.0
-    if isinstance(rule, TreeVerifier):
-        return (
-            1 + path_block_distribution(target, draft, rule, num_drafts, draft_length, context)[1]
-        )
-    outcomes = _outcomes(target, draft, rule)
+    """The expected number of tokens that one turn emits: from 1 to L + 1. Rules and errors as above.
 
-    def emitted(prefix: tuple[int, ...], k: int, left: int) -> float:
-        if k == 0 or left == 0:
-            return k > 0
-        return 1 + sum(
-            mass * emitted((*prefix, y), j, left - 1)
-            for y, row in enumerate(outcomes(prefix, k))
-            for j, mass in enumerate(row)
-            if j and mass
-        )
-
-    return float(emitted(tuple(context), num_drafts, draft_length))
+    >>> target, draft = lambda prefix: [0.75, 0.25], lambda prefix: [0.5, 0.5]
+    >>> round(expected_tokens(target, draft, "coupling", num_drafts=1, draft_length=2), 4)
+    2.3125
+    """
+    return 1 + _one_turn(target, draft, verifier, num_drafts, draft_length, context)[1]
 
 
-def _outcomes(
-    target: NextProbs, draft: NextProbs, rule: Verifier
-) -> Callable[[tuple[int, ...], int], np.ndarray]:
-    """M(y, j) at (prefix, k), shape (V, k + 1). Nodes that are equal share one table: on a Markov
-    model that is one table per last token and k."""
+def _one_turn(
+    target: NextProbs,
+    draft: NextProbs,
+    verifier: str | Verifier,
+    num_drafts: int,
+    draft_length: int,
+    context: Sequence[int],
+) -> tuple[np.ndarray, float]:
+    """The finished block's distribution, (V,) * (L + 1), and the expected number of accepted tokens."""
+    rule = verifiers.get(verifier)
+    check_count(draft_length, "draft_length")
+    if check_count(num_drafts, "num_drafts", least=0):
+        rule._check_drafting(IID())
+        rule.check_drafts(num_drafts)
+        if isinstance(rule, TreeVerifier):
+            return path_block_distribution(target, draft, rule, num_drafts, draft_length, context)
+    # M(y, j), (V, k + 1). Nodes with equal probabilities share a table: on a Markov model, all with
+    # one last token and k.
     tables: dict[tuple[bytes, bytes, int], np.ndarray] = {}
 
     def outcomes(prefix: tuple[int, ...], k: int) -> np.ndarray:
@@ -128,13 +128,23 @@ def _outcomes(
             tables[key] = table.scatter_add(1, copies.T, joint.T).numpy()
         return tables[key]
 
-    return outcomes
+    def block(prefix: tuple[int, ...], k: int, left: int) -> tuple[np.ndarray, float]:
+        if k == 0 or left == 0:
+            return joint_distribution(target, left + 1, prefix), 0.0
+        table = outcomes(prefix, k)
+        finished, accepted = np.zeros((len(table),) * (left + 1)), 0.0
+        for y, j in zip(*table.nonzero(), strict=True):
+            rest, more = block((*prefix, int(y)), int(j), left - 1)
+            finished[y] += table[y, j] * rest
+            accepted += table[y, j] * (more + 1 if j else 0)
+        return finished, float(accepted)
+
+    return block(tuple(context), num_drafts, draft_length)
 
 
 def probs_by_prefix(model: NextProbs, length: int, context: Sequence[int] = ()) -> list[np.ndarray]:
-    """The model's distributions after every prefix of 0..length tokens: arrays of shape (V,) * i +
-    (V,).
-    """
+    """The next-token probabilities after every prefix: entry i, (V,) * i + (V,), is for those of i
+    tokens, i = 0..length."""
     tables = [np.asarray(model(tuple(context)), np.float64)]
     vocabulary = tables[0].size
     for i in range(1, length + 1):
@@ -152,23 +162,22 @@ def path_block_distribution(
     draft_length: int,
     context: Sequence[int] = (),
 ) -> tuple[np.ndarray, float]:
-    """The block, finished by the target to L + 1 tokens: its distribution, (V,) * (L + 1), and the
-    expected
-    number of accepted tokens. Sums over all V^(K L) ways to draft K i.i.d. paths.
+    """As `block_distribution`, and the expected number of accepted tokens, from whole paths.
+
+    Lists all V^(K L) ways to draft K i.i.d. paths and asks `rule._given_paths` about each. It serves
+    token rules too, and so checks the recursion over nodes independently.
     """
     rule._check_drafting(IID())
     k, length = rule.check_drafts(num_drafts), check_count(draft_length, "draft_length")
-    drafts, targets = (
-        probs_by_prefix(draft, length - 1, context),
-        probs_by_prefix(target, length, context),
-    )
-    for distributions, name in ((drafts, "draft"), (targets, "target")):
-        for table in distributions:
+    drafts = probs_by_prefix(draft, length - 1, context)
+    targets = probs_by_prefix(target, length, context)
+    for tables, name in ((drafts, "draft"), (targets, "target")):
+        for table in tables:
             check_distribution(table, name)
     vocabulary = targets[0].size
     check_enumeration(vocabulary ** (k * length), vocabulary)
     path = np.stack(list(itertools.product(range(vocabulary), repeat=length)))
-    node = [np.zeros(len(path), dtype=np.int64)]  # the number of each path's prefix of i tokens
+    node = [np.zeros(len(path), dtype=np.int64)]  # node[i]: which of the V^i prefixes of i tokens
     for token in path.T:
         node.append(node[-1] * vocabulary + token)
     draft_probs, target_probs = (
@@ -191,13 +200,3 @@ def path_block_distribution(
         finished = emitted if i == 0 else finished[..., None] * targets[i] + emitted
         accepted += i * stop.sum()
     return finished, float(accepted)
-
-
-def _check_tree(verifier: str | Verifier, num_drafts: int, draft_length: int) -> Verifier:
-    """The rule, if it is lossless for this many i.i.d. drafts."""
-    rule = verifiers.get(verifier)
-    check_count(draft_length, "draft_length")
-    if check_count(num_drafts, "num_drafts", least=0):
-        rule._check_drafting(IID())
-        rule.check_drafts(num_drafts)
-    return rule

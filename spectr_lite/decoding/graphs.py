@@ -1,11 +1,12 @@
-"""A step of fixed shapes, recorded once on a GPU and replayed: one launch for a thousand kernels.
+"""Record one turn on a GPU as a CUDA graph, then replay it. Explained in chapter 8.
 
-A small model's kernel runs for microseconds, and Python takes longer to ask for it. A CUDA graph asks
-once. The price: every address and every number the host gave is frozen, so a step must write into
-tensors that stay where they are, may not look at a value, and may not decide anything.
+A kernel of a small model runs for microseconds, and Python takes longer to launch it. A graph launches
+a thousand kernels at once. In return every address, and every number that came from the host, is
+frozen: a recorded step must write into tensors that stay in place, read no value on the host, and
+branch on none.
 
-On a CPU a step is simply called. The tests run the same steps through a recorder that replays as a
-graph would (tests/test_graphs.py).
+On a CPU, where synchronising costs nothing, a step is simply called. The tests run the same steps
+through a recorder that replays as a graph would (tests/test_graphs.py).
 """
 
 from __future__ import annotations
@@ -17,60 +18,63 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DEVICES = {"cuda"}  # where steps are recorded
-LOOK = "called a synchronizing CUDA operation"  # what torch says of a step that waits for a value
+from spectr_lite.verifiers import paths
+
+SYNCHRONIZED = "called a synchronizing CUDA operation"  # torch's warning in sync debug mode
 
 
 class Captured:
-    """Runs a step as it is at its key's first call, records it at the second, then replays it.
+    """Calls a step when its key is new, records it at the key's second use, replays it from then on.
 
-    The first call is a step like any other and warms up what libraries set up lazily. While it runs
-    torch reports every wait for the device. Where a step waits, or cannot be recorded, steps are run
-    as they are ever after, with one warning: slower, and the same result; `disabled` says so from the
-    start, without one. `generator` gives the steps their random numbers; a replay goes on where the
-    last one stopped.
+    The first call also warms up what libraries set up lazily, and torch reports in it where the step
+    synchronises with the host. A step that does, or that cannot be recorded, is only called from then
+    on: slower, with the same result and one warning. `disabled`=True says so from the start, without
+    a warning. So does a device of `paths.SYNC_IS_FREE`, where there is nothing to gain.
+
+    `generator` gives the steps their random numbers, and a replay continues its stream.
     """
 
     def __init__(self, generator: torch.Generator, disabled: bool = False) -> None:
         self.generator = generator
-        self.disabled = disabled or generator.device.type not in DEVICES
+        self.disabled = disabled or generator.device.type in paths.SYNC_IS_FREE
         self.forget()
 
     def forget(self) -> None:
         """Drop what was recorded, because its tensors are gone."""
         self.seen: set[int] = set()
         self.replays: dict[int, tuple[Callable[[], Any], Tensor]] = {}
-        self.pool: Any = None  # memory that the graphs share, for one runs at a time
+        self.pool: Any = None  # one memory pool for all graphs: only one of them runs at a time
 
     def __call__(self, key: int, step: Callable[[], Tensor]) -> Tensor:
-        """What the step returns; a replay overwrites what the one before it returned."""
+        """What `step` returns. The next replay overwrites it."""
         if self.disabled:
             return step()
         if key not in self.seen:
             self.seen.add(key)
-            result, complaint = watched(step, self.generator.device)
-            self._refuse(complaint)
+            result, complaint = first_run(step, self.generator.device)
+            if complaint is not None:
+                self._disable(complaint)
             return result
         if key not in self.replays:
             try:
                 self.replays[key], self.pool = capture(step, self.generator, self.pool)
             except RuntimeError as error:
-                self._refuse(str(error).splitlines()[0])
+                self._disable(str(error).splitlines()[0])
                 return step()
         replay, result = self.replays[key]
         replay()
         return result
 
-    def _refuse(self, complaint: str | None) -> None:
-        if complaint is not None:
-            self.disabled = True
-            warnings.warn(
-                f"decoding without CUDA graphs, which is slower: {complaint}", stacklevel=2
-            )
+    def _disable(self, complaint: str) -> None:
+        self.disabled = True
+        warnings.warn(f"decoding without CUDA graphs, which is slower: {complaint}", stacklevel=3)
 
 
-def watched(step: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, str | None]:
-    """The step's result, run on a side stream as a capture will be; and why it cannot be captured."""
+def first_run(step: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, str | None]:
+    """The step's result, and where it synchronised with the host, if it did.
+
+    It runs on a side stream, as a capture will.
+    """
     stream, mode = torch.cuda.Stream(device), torch.cuda.get_sync_debug_mode()
     stream.wait_stream(torch.cuda.current_stream(device))
     with warnings.catch_warnings(record=True) as caught:
@@ -82,11 +86,12 @@ def watched(step: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, s
         finally:
             torch.cuda.set_sync_debug_mode(mode)
     torch.cuda.current_stream(device).wait_stream(stream)
-    looks = [seen for seen in caught if LOOK in str(seen.message)]
-    for seen in caught:
-        if seen not in looks:
-            warnings.warn_explicit(seen.message, seen.category, seen.filename, seen.lineno)
-    place = f"{looks[0].filename}:{looks[0].lineno} waits for the device" if looks else None
+    place = None
+    for found in caught:
+        if SYNCHRONIZED not in str(found.message):
+            warnings.warn_explicit(found.message, found.category, found.filename, found.lineno)
+        elif place is None:
+            place = f"{found.filename}:{found.lineno} waits for the device"
     return result, place
 
 
@@ -95,8 +100,8 @@ def capture(
 ) -> tuple[tuple[Callable[[], Any], Tensor], Any]:
     """Record a step without running it: (replay, its result), and the memory pool it lives in.
 
-    Raises RuntimeError when it cannot be recorded, and leaves stream and generators as they were: a
-    capture that broke off would keep the device's own generator from ever drawing again.
+    Raises RuntimeError when it cannot be recorded. Then the current stream and the generators are put
+    back: after a broken capture the device's default generator would refuse to draw.
     """
     device = generator.device
     graph = torch.cuda.CUDAGraph()

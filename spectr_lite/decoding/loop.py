@@ -1,25 +1,26 @@
-"""The SpecTr loop: draft, score, select, emit. Autoregressive, speculative and SpecTr are one loop.
+"""The SpecTr loop: draft, score, select, emit. Explained in chapters 7 and 8.
 
-One turn at a context x, with K drafted sequences of length L:
+One turn, with K drafted sequences of length L:
     1. draft   K i.i.d. sequences of L tokens from the small model
     2. score   all their prefixes with the large model in ONE call: K (L + 1) next-token distributions
     3. select  alive = all K; for i = 1..L: Y_i from the rule on the alive drafts' i-th tokens, with
                repeats; alive = those whose i-th token is Y_i; stop when none is left
-    4. emit    drafts alive after L tokens: one more token from the large model's distribution there
+    4. emit    if drafts are alive after L tokens: one more token from the large model's distribution
 It emits 1 to L + 1 tokens, distributed as if the large model had written them one by one. A rule
 that judges whole paths, such as block verification, does 3 and 4 in its own way.
 K = 0 is autoregressive decoding, K = 1 speculative decoding, K > 1 SpecTr.
 
 Source: Algorithm 3 and Theorem 2 of SpecTr (arXiv 2310.15141).
 
-A turn has fixed shapes, writes in place and looks at no value, so that a GPU can record it once and
-replay it (graphs.py); then one copy tells the host what happened. state.py holds the tensors.
+A turn has fixed shapes, writes in place and reads no value on the host, so that a GPU can record it
+once and replay it (graphs.py). Then one copy tells the host what happened. state.py has the tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,7 @@ from spectr_lite.decoding.graphs import Captured
 from spectr_lite.decoding.sampling import Sampling
 from spectr_lite.decoding.state import LanguageModel, Places, State, Tree, explained
 from spectr_lite.distributions import IID, as_generator, check_count, sample
-from spectr_lite.verifiers import Verifier
-from spectr_lite.verifiers.base import TreeVerifier
+from spectr_lite.verifiers import TreeVerifier, Verifier
 from spectr_lite.verifiers.paths import top_down
 
 PROMPT_PIECE = 256  # tokens of a prompt read in one call
@@ -43,11 +43,11 @@ class Turn:
     """What one turn of the loop did, row by row, on the CPU.
 
     drafted   (B, K, L)  the K paths
-    block     (B, L+1)   the tokens emitted: accepted[b] drafted ones and one more; -1 behind them
-    accepted  (B,)       how many of the block were drafted: 0..L
-    path      (B,)       a path that holds the accepted tokens
-    kept      (B,)       how many of the block joined the text: below accepted + 1 only where a stop
-                         token or max_new_tokens cut it, and 0 in a row that had ended before
+    block     (B, L+1)   the emitted tokens: accepted[b] drafted ones, one more, then -1
+    accepted  (B,)       how many tokens of the block were drafted: 0..L
+    path      (B,)       the number of a path that begins with the accepted tokens
+    kept      (B,)       how many tokens of the block joined the text: accepted + 1, or fewer where a
+                         stop token or max_new_tokens cut the block; 0 in a row that had ended before
     """
 
     drafted: Tensor
@@ -66,8 +66,8 @@ class Turn:
         return self.block[row, : self.kept[row]].tolist()
 
     def kinds(self, row: int = 0) -> list[str]:
-        """For each of `tokens(row)`: "accepted" when it was drafted; else "corrected" where it
-        replaces the last drafts, and "bonus" after L accepted tokens or where none were drafted."""
+        """For each of `tokens(row)`: "accepted" if it was drafted. The last may be "corrected", which
+        replaces rejected drafts, or "bonus": after L accepted tokens, or when nothing was drafted."""
         accepted = int(self.accepted[row])
         last = "bonus" if accepted == self.drafted.shape[2] else "corrected"
         return [*["accepted"] * accepted, last][: int(self.kept[row])]
@@ -75,28 +75,29 @@ class Turn:
 
 @dataclass(frozen=True)
 class Generation:
-    """The new tokens of every row (no prompt, but its stop token), and the turns that made them."""
+    """The new tokens of every row, with its stop token but not its prompt; and all turns."""
 
     tokens: list[list[int]]
     turns: list[Turn]
 
     @property
     def calls(self) -> list[int]:
-        """Large-model calls of each row; reading the prompt is not counted, for any method."""
+        """Calls of the large model, for each row. Reading the prompt is never counted."""
         return torch.stack([turn.active for turn in self.turns]).sum(0).tolist()
 
     @property
     def emitted(self) -> list[int]:
-        """Tokens emitted in each row, with those that a stop token or max_new_tokens then cut."""
-        return sum((turn.accepted + 1) * turn.active for turn in self.turns).tolist()
+        """Tokens emitted in each row, including those that a stop token or max_new_tokens cut."""
+        emitted = torch.stack([(turn.accepted + 1) * turn.active for turn in self.turns])
+        return emitted.sum(0).tolist()
 
     @property
     def block_efficiency(self) -> float:
-        """Tokens emitted per large-model call, all rows together. Autoregressive decoding has 1.
+        """Tokens emitted per call of the large model, all rows together; autoregressively it is 1.
 
-        The last block counts whole, though the text may keep only its beginning: by Wald's identity
-        the ratio then does not depend on where the text ends. Counting kept tokens would bias it
-        down, the more so the smaller max_new_tokens is.
+        The last block of a text counts whole, even if the text keeps only its beginning. Counting
+        kept tokens would make the ratio too small, most of all for a small max_new_tokens. Where the
+        texts end still matters when blocks are not i.i.d.: those after a prompt may be longer.
         """
         return sum(self.emitted) / sum(self.calls)
 
@@ -107,7 +108,14 @@ def generate(
     prompts: Sequence[Sequence[int]],
     **settings: Any,
 ) -> Generation:
-    """Decode every prompt to its end. Arguments, defaults and errors are those of `decode`."""
+    """Decode every prompt to its end. Arguments, defaults and errors are those of `decode`.
+
+    >>> from spectr_lite.models.markov import worked_pair
+    >>> target, draft = worked_pair()
+    >>> made = generate(target, draft, [[0], [2]], num_drafts=2, max_new_tokens=6, generator=0)
+    >>> made.tokens, made.calls
+    ([[2, 0, 1, 2, 1, 2], [0, 2, 0, 1, 2, 0]], [2, 3])
+    """
     return _collected(decode(target, draft, prompts, **settings), len(prompts))
 
 
@@ -126,22 +134,20 @@ def decode(
     `settings` are those of `Decoder`, the other arguments those of `Decoder.decode`.
     Raises ValueError or TypeError, before any work, when an argument does not fit the models.
     """
-    decoder = Decoder(target, draft, **settings)
-    return decoder.decode(
+    return Decoder(target, draft, **settings).decode(
         prompts, max_new_tokens=max_new_tokens, generator=generator, stop_tokens=stop_tokens
     )
 
 
 class Decoder:
-    """Two models, a rule and its settings; then as many texts as you like.
+    """Two models, a rule and its settings; then as many texts as you like, one batch at a time.
 
-    Buffers, and on a GPU the recorded turn, are made when first needed and kept for the next texts,
-    as long as those are as many and no longer. `decode` and `generate` of this module make a new one
-    each time.
+    The buffers, and on a GPU the recorded turn, are made for the first texts and used again for later
+    ones, if those are as many and no longer. The functions `decode` and `generate` make a new
+    Decoder each time.
 
     `num_drafts`=0 is autoregressive and needs no `draft`. `temperature`, `top_k` and `top_p` shape
-    the distributions of both models, see `Sampling`; at temperature 0 every rule is exact greedy
-    decoding.
+    the distributions of both models, see `Sampling`; at temperature 0 every rule decodes greedily.
     Raises ValueError or TypeError when an argument does not fit the models.
     """
 
@@ -162,15 +168,15 @@ class Decoder:
         self.tree = Tree(max(self.num_drafts, 1), self.draft_length)
         self.sampling = Sampling(temperature, top_k, top_p)
         self.rule = verifiers.get(verifier)
-        self.models = [target, draft] if num_drafts else [target]
-        _check_models(self.models)
+        self.models = [target]
         if num_drafts:
+            self.models.append(_check_draft(draft, target))
             _check_rule(self.rule, num_drafts)
         self.random = torch.Generator(target.device)
         self.state: State | None = None
         synchronizes = any(getattr(model, "synchronizes", False) for model in self.models)
         self.graphs = Captured(self.random, disabled=synchronizes)
-        self._text = 0  # how many times `decode` was called: the buffers serve one text at a time
+        self._batch = 0  # the number of `decode` calls so far: only the latest owns the buffers
 
     def generate(self, prompts: Sequence[Sequence[int]], **settings: Any) -> Generation:
         """Decode every prompt to its end. Arguments, defaults and errors are those of `decode`."""
@@ -186,10 +192,10 @@ class Decoder:
     ) -> Iterator[Turn]:
         """Continue every prompt (a list of token ids), one turn of the loop at a time.
 
-        A row ends with the first of `stop_tokens` or after `max_new_tokens`. The same seed on the same
-        device gives the same text; a generator gives the loop its seed. Raises ValueError or
+        A row ends with the first of `stop_tokens` or after `max_new_tokens`. A seed gives the same
+        text every time on one device; a generator is asked for one seed. Raises ValueError or
         TypeError, before any work, for arguments that do not fit the models; OutOfMemoryError, with
-        the sizes, when they do not fit the device.
+        the sizes, when the texts do not fit the device.
         """
         max_new_tokens = check_count(max_new_tokens, "max_new_tokens")
         _check_prompts(prompts, self.models, max_new_tokens)
@@ -205,57 +211,53 @@ class Decoder:
     def _turns(
         self, prompts: list[list[int]], max_new_tokens: int, seed: int, stop_tokens: list[int]
     ) -> Iterator[Turn]:
-        self._text = text = self._text + 1
+        self._batch = batch = self._batch + 1
         longest = max(map(len, prompts))
         held = self.state.cache_bytes if self.state else 0
         with explained(self.models, self.tree, len(prompts), longest + max_new_tokens, held):
-            state = self._room(len(prompts), longest + max_new_tokens)
+            state = self._buffers(len(prompts), longest + max_new_tokens)
             state.start(prompts, max_new_tokens, stop_tokens)
             self.random.manual_seed(seed)
             for model, cache in zip(self.models, state.caches, strict=True):
                 read_prompts(model, cache, state, longest)
             shape = len(prompts), self.num_drafts, self.draft_length
+            sizes = [self.tree.size - 1, self.draft_length + 1, 5]
             while True:
                 span = state.span(longest)
-                report = self.graphs(span, lambda span=span: self._turn(span))
-                drafted, block, counts = _to_host(report, self.tree)
+                report = self.graphs(span, partial(self._turn, state, span))
+                # The one place in a turn where the host synchronises with the device.
+                drafted, block, counts = report.to("cpu", copy=True).split(sizes, 1)
                 accepted, path, kept, done, length = counts.unbind(1)
                 longest = int(length.max())
                 yield Turn(drafted.view(shape), block, accepted, path, kept)
                 if done.all():
                     return
-                if text != self._text:
+                if batch != self._batch:
                     raise RuntimeError(
                         "decode: this decoder has begun other texts since. Finish one before the "
                         "next, or make a decoder for each."
                     )
 
-    def _turn(self, span: int) -> Tensor:
-        """Algorithm 3 for every row, on the device; what the host must know, (B, K L + L + 6)."""
-        state, random = self.state, self.random
-        places = state.places(span)
+    def _turn(self, state: State, span: int) -> Tensor:
+        """One turn of every row, on the device. (B, K L + L + 6): drafts, block and five counts."""
+        places, sampling, random = state.places(span), self.sampling, self.random
         if self.num_drafts:
-            drafted, draft_probs = draft_paths(self.models[1], state, places, self.sampling, random)
+            drafted, draft_probs = draft_paths(self.models[1], state, places, sampling, random)
         else:
             drafted, draft_probs = state.tokens[:, None, :0], []
         logits = score_paths(self.models[0], state, places, drafted)
-        select = verify_paths if self.num_drafts and self._judges_paths else walk_down
-        block, accepted, path = select(
-            self.rule, drafted, draft_probs, logits, self.sampling, random
-        )
+        whole_paths = self.num_drafts and isinstance(self.rule, TreeVerifier)
+        select: Any = verify_paths if whole_paths else walk_down
+        block, accepted, path = select(self.rule, drafted, draft_probs, logits, sampling, random)
         kept = commit(state, block, accepted, path)
         counts = torch.stack([accepted, path, kept, state.done.long(), state.length], 1)
         return torch.cat([drafted.flatten(1), block, counts], 1)
 
-    @property
-    def _judges_paths(self) -> bool:
-        return isinstance(self.rule, TreeVerifier)
-
-    def _room(self, batch: int, capacity: int) -> State:
-        """Buffers for `batch` texts of up to `capacity` tokens; new ones where the old do not fit."""
+    def _buffers(self, batch: int, capacity: int) -> State:
+        """For `batch` texts of up to `capacity` tokens; new ones where the old do not fit."""
         if self.state is None or not self.state.fits(batch, capacity):
             self.graphs.forget()
-            self.state = None  # the old ones' memory first
+            self.state = None  # frees the old buffers before the new ones are made
             self.state = State.new(self.models, self.tree, batch, capacity)
         return self.state
 
@@ -267,34 +269,30 @@ def draft_paths(
     sampling: Sampling,
     generator: torch.Generator,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Step 1. K i.i.d. paths (B, K, L), and for each depth the probabilities (B, K, V) of tokens there.
+    """Step 1: K i.i.d. paths (B, K, L), and for each depth the probabilities (B, K, V) drawn from.
 
-    The cache may lack the last two committed tokens: before a bonus token stands the last drafted
-    one, which the draft never read. So it reads two; if it knew the first, nothing changes.
+    The draft first reads the last two tokens of each text. One would not always do: when the last
+    turn accepted all L tokens of a path, the draft had proposed the L-th without reading it, so its
+    cache has no entry for it. Otherwise the entry is written again, unchanged.
     """
     tree, cache = state.tree, state.caches[1]
     last_two = (state.length[:, None] + torch.arange(-2, 0, device=draft.device)).clamp_min(0)
     causal = torch.arange(places.mask.shape[-1], device=draft.device) <= last_two[:, :, None]
     logits = draft(state.tokens.gather(1, last_two), last_two, cache, last_two, causal)
-    # All paths start at the root: one distribution, drawn from K times.
+    # All paths start at the root, so their first tokens are K draws from one distribution.
     probs = [sampling.probs(logits[:, -1:]).expand(-1, tree.num_drafts, -1)]
     tokens = [sample(probs[0][:, 0], generator, tree.num_drafts)]
     for depth in range(tree.draft_length - 1):
         here = tree.nodes(depth)
-        logits = draft(
-            tokens[-1],
-            places.positions[:, here],
-            cache,
-            places.slots[:, here],
-            places.mask[:, here],
-        )
+        positions, slots = places.positions[:, here], places.slots[:, here]
+        logits = draft(tokens[-1], positions, cache, slots, places.mask[:, here])
         probs.append(sampling.probs(logits))
         tokens.append(sample(probs[-1], generator))
     return torch.stack(tokens, 2), probs
 
 
 def score_paths(target: LanguageModel, state: State, places: Places, drafted: Tensor) -> Tensor:
-    """Step 2. Logits (B, 1 + K L, V) of the token after every node of the tree, from one call."""
+    """Step 2: logits (B, 1 + K L, V) of the token after every node of the tree, from one call."""
     root = state.tokens.gather(1, state.length[:, None] - 1)
     tokens = torch.cat([root, drafted.flatten(1)], 1)
     return target(tokens, places.positions, state.caches[0], places.slots, places.mask)
@@ -308,9 +306,9 @@ def walk_down(
     sampling: Sampling,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps 3 and 4, by a token rule. The block (B, L+1), -1 behind its end; how many of its tokens
-    were drafted (B,); a path that holds them (B,). Only the distributions that the walk comes to
-    are made.
+    """Steps 3 and 4 by a token rule: block (B, L+1), accepted (B,) and path (B,), as in `Turn`.
+
+    Logits become probabilities only at the nodes that the walk visits.
     """
     rows = torch.arange(len(drafted), device=drafted.device)
 
@@ -333,7 +331,7 @@ def verify_paths(
     sampling: Sampling,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps 3 and 4, by a rule that judges whole paths and so reads the distribution at every node."""
+    """Steps 3 and 4 by a rule for whole paths, which needs the probabilities at every node."""
     probs = sampling.probs(logits)
     root, behind = probs[:, None, :1], probs[:, 1:].unflatten(1, drafted.shape[1:])
     target_probs = torch.cat([root.expand(-1, drafted.shape[1], -1, -1), behind], 2)
@@ -342,7 +340,10 @@ def verify_paths(
 
 
 def commit(state: State, block: Tensor, accepted: Tensor, path: Tensor) -> Tensor:
-    """Append each block up to its stop token or limit, move its path up. How many joined, (B,)."""
+    """Append each block to its text, up to a stop token or the text's limit.
+
+    In the caches the accepted path moves up behind the text. Returns how many tokens joined, (B,).
+    """
     kept = torch.minimum(accepted + 1, state.limit - state.length)
     column = torch.arange(block.shape[1], device=block.device)
     stops = state.stops[block.clamp_min(0)] & (column < kept[:, None])
@@ -352,17 +353,18 @@ def commit(state: State, block: Tensor, accepted: Tensor, path: Tensor) -> Tenso
     places = state.length[:, None] + column
     state.tokens.scatter_(1, places, block)
     for cache in state.caches if state.tree.draft_length else ():
-        behind = places[:, :-1]
-        cache.move(behind + path[:, None] * state.tree.draft_length, behind)
+        slots = places[:, :-1]
+        cache.move(slots + path[:, None] * state.tree.draft_length, slots)
     state.length.add_(kept)
     state.done.logical_or_(stops.any(1) | (state.length == state.limit))
     return kept
 
 
 def read_prompts(model: LanguageModel, cache: Any, state: State, longest: int) -> None:
-    """Fill the cache with the prompts but for their last tokens, the roots of the first turn.
+    """Fill the cache with the prompts, without their last tokens: those are the first turn's roots.
 
-    In pieces: the logits of a whole prompt, which nobody needs, would be the largest tensor of all.
+    In pieces, because the model also makes logits: for a whole prompt they would be the largest
+    tensor of all, and they are not used.
     """
     slot = torch.arange(longest - 1, device=model.device)
     for piece in slot.split(PROMPT_PIECE):
@@ -371,34 +373,27 @@ def read_prompts(model: LanguageModel, cache: Any, state: State, longest: int) -
         model(state.tokens.gather(1, slots), slots, cache, slots, causal)
 
 
-def _to_host(report: Tensor, tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
-    """The one wait for the device in a turn: everything that the host must know, in one copy."""
-    drafted = tree.size - 1
-    return report.to("cpu", copy=True).split([drafted, tree.draft_length + 1, 5], 1)
-
-
 def _collected(turns: Iterator[Turn], rows: int) -> Generation:
-    iterations = list(turns)
-    tokens = [[token for turn in iterations for token in turn.tokens(row)] for row in range(rows)]
-    return Generation(tokens, iterations)
+    done = list(turns)
+    tokens = [[token for turn in done for token in turn.tokens(row)] for row in range(rows)]
+    return Generation(tokens, done)
 
 
-def _check_models(models: list[LanguageModel | None]) -> None:
-    if None in models:
+def _check_draft(draft: LanguageModel | None, target: LanguageModel) -> LanguageModel:
+    if draft is None:
         raise ValueError(
             "draft: found None. Give a draft model, or num_drafts=0 to decode without."
         )
-    sizes = {model.vocab_size for model in models}
-    if len(sizes) > 1:
+    if draft.vocab_size != target.vocab_size:
         raise ValueError(
-            f"draft and target: vocabularies of {models[1].vocab_size} and {models[0].vocab_size} "
-            "tokens. Both models must share one tokenizer."
+            f"draft and target: vocabularies of {draft.vocab_size} and {target.vocab_size} tokens. "
+            "Both models must share one tokenizer."
         )
-    if len({torch.device(model.device) for model in models}) > 1:
+    if torch.device(draft.device) != torch.device(target.device):
         raise ValueError(
-            f"draft and target: devices {models[1].device} and {models[0].device}. "
-            "Move both to one."
+            f"draft and target: devices {draft.device} and {target.device}. Move both to one."
         )
+    return draft
 
 
 def _check_prompts(
@@ -439,7 +434,7 @@ def _check_tokens(tokens: Sequence[int], vocab_size: int, name: str) -> None:
 
 
 def _check_rule(rule: Verifier, num_drafts: int) -> None:
-    """The loop drafts i.i.d. and may be left with any number of them."""
+    """ValueError unless the rule takes i.i.d. drafts, all of them and whatever number survives."""
     if IID not in rule.valid_for:
         raise ValueError(
             f"verifier: {rule.name!r} is not lossless for i.i.d. drafts, which is how decode draws "

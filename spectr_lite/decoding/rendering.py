@@ -1,7 +1,8 @@
-"""A decoded text with the fate of each token: for the terminal, and for a notebook's page.
+"""A decoded text that shows the fate of each token, on a terminal and in a notebook.
 
-Never by colour alone. On a page: accepted tokens are underlined, corrected ones dashed, bonus tokens
-doubly underlined, rejected ones struck through; a terminal shows corrected inverse and bonus bold.
+Explained in chapter 8. Never by colour alone: a page underlines accepted tokens, with dashes
+corrected ones and doubly the bonus; a terminal shows corrected tokens inverse and the bonus bold.
+Both strike through rejected tokens.
 """
 
 from __future__ import annotations
@@ -21,13 +22,7 @@ LEGEND: list[Piece] = [
     ("corrected", "replaced by the large model"),
     ("bonus", "straight from the large model"),
 ]
-ANSI = {
-    "prompt": "2",
-    "accepted": "4;32",
-    "corrected": "7;33",
-    "bonus": "1;34",
-    "rejected": "9;2",
-}
+ANSI = {"prompt": "2", "accepted": "4;32", "corrected": "7;33", "bonus": "1;34", "rejected": "9;2"}
 # Zero specificity: a site's own rules for these classes win. Translucent: readable on light and dark.
 STYLE = """<style>
 :where(.tok-text) { white-space: pre-wrap; line-height: 1.9; }
@@ -39,7 +34,7 @@ STYLE = """<style>
 
 
 class TextStream:
-    """The text that each token adds. Half a character waits for the token that completes it."""
+    """The text that each token adds; the first bytes of a character add none until it is complete."""
 
     def __init__(self, tokenizer: Tokenizer, tokens: Sequence[int] = ()) -> None:
         self.tokenizer, self.tokens, self.shown = tokenizer, list(tokens), ""
@@ -56,12 +51,12 @@ class TextStream:
 
 
 def pieces(
-    tokenizer: Tokenizer, prompt: Sequence[int], iterations: Iterable[Turn], row: int = 0
+    tokenizer: Tokenizer, prompt: Sequence[int], turns: Iterable[Turn], row: int = 0
 ) -> list[Piece]:
     """The prompt and every token of this row as (kind, text)."""
     stream = TextStream(tokenizer, prompt)
     found = [("prompt", stream.shown)]
-    for turn in iterations:
+    for turn in turns:
         for kind, token in zip(turn.kinds(row), turn.tokens(row), strict=True):
             found.append((kind, stream.add(token)))
     return found

@@ -1,4 +1,7 @@
-"""From a model's logits to the distribution of the next token: temperature, top-k, top-p."""
+"""From logits to the probabilities of the next token: temperature, top-k, top-p.
+
+Explained in chapter 8; chapter 7 says whose distribution the text then follows.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +17,21 @@ from spectr_lite.distributions import check_count
 
 @dataclass(frozen=True)
 class Sampling:
-    """How logits become a distribution, for both models alike. In this order, as in transformers:
+    """How logits become probabilities, for both models alike. In this order, as in transformers:
 
         divide by `temperature`
         keep the `top_k` largest logits, and what ties with the last of them
         keep the fewest tokens, likeliest first, whose mass reaches `top_p` (ties: the lower id)
         softmax
 
-    At temperature 0 the likeliest token has probability one.
+    At temperature 0 the likeliest token has probability one. The text follows the target's
+    distribution after this truncation; only its speed depends on the draft's.
 
-    What is guaranteed then is this distribution: the text follows the target's distribution after
-    truncation. Of the
-    draft's distribution only speed depends. Precision: logits of any precision become float32
-    probabilities
-    (float64 from float64), and uniform numbers are float64. The text follows the distribution that the
-    target's rounded logits give, up to float32's rounding of it, about 1e-7 of each probability. But
-    low-precision logits themselves depend a little on how many tokens a call reads, and no rule can
-    mend that: the target's distribution is then only known to its own rounding, about 1e-2 in bfloat16.
+    Precision: probabilities are float32, or float64 from float64 logits. The text follows those that
+    the target's logits give, up to float32's rounding, about 1e-7 of each. But low-precision logits
+    change a little with the number of tokens that a call reads, which no rule can mend: in bfloat16
+    the target's probabilities are only known to about 1e-2.
+    Raises ValueError for a setting out of its range, TypeError for a `top_k` that is no integer.
     """
 
     temperature: float = 1.0
@@ -52,7 +53,11 @@ class Sampling:
             )
 
     def probs(self, logits: Tensor) -> Tensor:
-        """Probabilities (..., V) from logits (..., V), in float32 at least."""
+        """Probabilities (..., V) from logits (..., V), in float32 at least.
+
+        >>> Sampling(temperature=0.5, top_k=2).probs(torch.tensor([1.0, 4.0, 2.0]).log())
+        tensor([0.0000, 0.8000, 0.2000])
+        """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)

@@ -1,14 +1,14 @@
-"""What the loop works on: the drafted tree, the texts and the caches, in tensors that never move.
+"""The drafted tree, the texts and the caches, in tensors that stay in place. Explained in chapter 8.
 
-How the drafts lie in a KV cache. The committed token at position i is in slot i. The last one, at
-position length - 1, is the root of the drafted tree, and node n of the tree lives in slot
-length - 1 + n: node 0 is the root, node 1 + j L + i is token i of path j. Every path sees the one
-shared prefix and itself: K drafts cost K L slots, and no copy of the prefix. After selection the kept
-path moves up behind the prefix, and whatever else was drafted is never looked at again.
+Drafts in a KV cache: the committed token at position i is in slot i. The last one, at position
+length - 1, is the root of the drafted tree, and node n of the tree is in slot length - 1 + n: node 0
+is the root, node 1 + j L + i is token i of path j. Each path attends to the one shared prefix and to
+itself, so K drafts cost K L slots and no copy of the prefix. After selection the accepted path moves
+up behind the prefix; no later call attends to the rest.
 
-Paths that begin alike are scored as often as they were drafted. To score a shared node once would
-make the number of nodes depend on what was drafted, and a graph has one number; padded to the
-largest it would save nothing. `distinct_nodes` counts what that costs.
+A node that several paths share is scored once for each. Scoring it once in all would make the number
+of nodes depend on what was drafted, but a recorded turn has a fixed number, and padding up to it
+would save nothing. `distinct_nodes` counts how many nodes differ.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from torch import Tensor
 from spectr_lite.models.interface import LanguageModel
 from spectr_lite.verifiers.paths import is_first, shared_prefix
 
-SPAN = 128  # attention reads the cache up to a multiple of this
+SPAN = 128  # attention reads a multiple of this many slots
 
 
 @dataclass(frozen=True)
 class Tree:
-    """K paths of L tokens behind one root: node 0, then node 1 + j L + i for token i of path j.
+    """K paths of L tokens behind a root: node 0, then node 1 + j L + i for token i of path j.
 
-    Without drafts K L = 0, and the root is all there is.
+    Without drafts L = 0, and the tree is its root.
     """
 
     num_drafts: int
@@ -46,21 +46,21 @@ class Tree:
         return slice(1 + depth, None, self.draft_length)
 
     def depth_of(self, node: Tensor) -> Tensor:
-        """How many tokens behind the root a node stands; 0 for the root."""
+        """How many tokens behind the root each node is; 0 for the root. Any shape."""
         return torch.where(node > 0, (node - 1) % max(self.draft_length, 1) + 1, 0)
 
     def mask(self, length: Tensor, span: int) -> Tensor:
-        """(B, size, span): what each node may see: prefix, root, and its path up to itself."""
+        """(B, size, span) bool: the slots each node attends to: prefix, root, its path up to itself."""
         node = torch.arange(self.size, device=length.device)[:, None]
         slot = torch.arange(span, device=length.device)
-        held = slot - (length[:, None, None] - 1)  # the node each slot holds; <= 0 is the prefix
-        first = node - self.depth_of(node) + 1  # of the node's path
+        held = slot - (length[:, None, None] - 1)  # the node in each slot; below 0 the prefix
+        first = node - self.depth_of(node) + 1  # the first node of the same path
         return (held <= 0) | ((held >= first) & (held <= node))
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the nodes of the tree stand this turn: slots, positions (B, size), mask (B, size, span)."""
+    """Where the nodes are in this turn: slots and positions (B, size), mask (B, size, span)."""
 
     slots: Tensor
     positions: Tensor
@@ -71,11 +71,11 @@ class Places:
 class State:
     """A batch of texts. Row b holds length[b] tokens and may grow to limit[b].
 
-    Written in place and never rebound: a graph knows these tensors by their addresses.
+    Its tensors are written in place and never replaced: a graph knows them by their addresses.
     """
 
     tree: Tree
-    tokens: Tensor  # (B, T) int64; nothing behind a row's length is ever read
+    tokens: Tensor  # (B, T) int64; what is behind a row's length is never read
     length: Tensor  # (B,)
     limit: Tensor  # (B,)
     done: Tensor  # (B,) bool
@@ -89,13 +89,14 @@ class State:
         device, slots = models[0].device, capacity + tree.size - 1
         width = capacity + tree.draft_length + 1  # a block may reach past the end of its text
         return cls(
-            tree,
-            torch.zeros(batch, width, dtype=torch.int64, device=device),
-            *(torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(2)),
-            torch.zeros(batch, dtype=torch.bool, device=device),
-            torch.zeros(models[0].vocab_size, dtype=torch.bool, device=device),
-            tuple(model.new_cache(batch, slots) for model in models),
-            slots,
+            tree=tree,
+            tokens=torch.zeros(batch, width, dtype=torch.int64, device=device),
+            length=torch.zeros(batch, dtype=torch.int64, device=device),
+            limit=torch.zeros(batch, dtype=torch.int64, device=device),
+            done=torch.zeros(batch, dtype=torch.bool, device=device),
+            stops=torch.zeros(models[0].vocab_size, dtype=torch.bool, device=device),
+            caches=tuple(model.new_cache(batch, slots) for model in models),
+            slots=slots,
         )
 
     def fits(self, batch: int, capacity: int) -> bool:
@@ -118,15 +119,15 @@ class State:
     def span(self, longest: int) -> int:
         """How many slots attention reads when the longest text has this many tokens.
 
-        A graph needs one number for many turns. All slots would do, and waste what is not filled
-        yet: in bfloat16 SmolLM2-135M keeps 23 kB a slot, so a cache of 1,000 is 23 MB for each
-        text, beside 270 MB of weights. Multiples of 128 waste at most 3 MB, and need a graph each.
+        A graph has a fixed span, so turns share one: a multiple of 128, with a graph for each. All
+        slots would need one graph, but read those not filled yet: a slot of SmolLM2-135M in bfloat16
+        is 23 kB, so 1,000 slots are 23 MB a text, beside 270 MB of weights; 128 are 3 MB.
         """
         return min(self.slots, -(-(longest + self.tree.size - 1) // SPAN) * SPAN)
 
     def places(self, span: int) -> Places:
-        """A position past a row's limit is clamped: the model may not know it, and its token is not
-        kept."""
+        """Positions behind a row's limit become the last one: their tokens are not kept, and a model
+        may not know so many positions."""
         node = torch.arange(self.tree.size, device=self.length.device)
         root = self.length[:, None] - 1
         positions = torch.minimum(root + self.tree.depth_of(node), self.limit[:, None] - 1)
@@ -134,7 +135,7 @@ class State:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of all caches: (prefix + K L) slots for each text, one prefix whatever K is."""
+        """Bytes of all caches: capacity + K L slots for each text and model."""
         return _bytes(self.caches)
 
 
@@ -142,9 +143,9 @@ class State:
 def explained(
     models: Sequence[LanguageModel], tree: Tree, batch: int, capacity: int, held: int = 0
 ) -> Iterator[None]:
-    """Running out of memory with the sizes in the message; at once, where it is certain.
+    """Raises OutOfMemoryError with sizes in its message, on entry if the device is surely too small.
 
-    `held`: bytes of caches that are there already, to be used again or dropped.
+    `held`: bytes of the caches that exist already, which will be used again or freed.
     """
     slots, vocabulary = capacity + tree.size - 1, models[0].vocab_size
     sizes = {
@@ -171,7 +172,7 @@ def explained(
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What can still be allocated on a GPU; None on a CPU, whose memory others share."""
+    """Bytes that can still be allocated on a GPU; None on a CPU, whose memory others share."""
     if torch.device(device).type != "cuda":
         return None
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -183,7 +184,7 @@ def _bytes(held: Any) -> int:
 
 
 def _tensors(held: Any) -> Iterator[Tensor]:
-    """Every tensor in an object, however it keeps them."""
+    """Every tensor in nested lists, tuples, dicts and attributes."""
     if isinstance(held, Tensor):
         yield held
     elif isinstance(held, dict | list | tuple):
@@ -194,5 +195,5 @@ def _tensors(held: Any) -> Iterator[Tensor]:
 
 
 def distinct_nodes(drafted: Tensor) -> Tensor:
-    """How many different nodes the drafts (B, K, L) have, with the root, (B,): 1 + L to 1 + K L."""
+    """How many different nodes, with the root, the drafts (B, K, L) have: (B,), 1 + L to 1 + K L."""
     return is_first(shared_prefix(drafted))[..., 1:].sum((-2, -1)) + 1
