@@ -8,7 +8,7 @@ tests run until the first one fails. "caught": one failed. "LIVED": none did, so
 could stay unseen: sharpen a test, or, where no test can see a difference, take the mutant off the
 list. A mutant with `known` set is expected to live, for the reason given there; when it is caught
 after all, take the note away. The exit status is 1 when a mutant that should be caught lives, 2
-when one does not fit the code any more.
+when one does not fit the code any more, or its tests are not there.
 
 `old` must occur exactly once in its file. tests/test_mutants.py checks that, so the list cannot
 rot silently.
@@ -828,7 +828,7 @@ def survives(mutant: Mutant, copy: Path) -> bool:
 
 
 def run(mutants: Sequence[Mutant], jobs: int) -> dict[str, bool]:
-    """For each mutant whether it lived, printed as it is found."""
+    """For each mutant whether it lived, printed as it is found; a mutant without tests is left out."""
     lived: dict[str, bool] = {}
     with tempfile.TemporaryDirectory() as folder:
         copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
@@ -840,6 +840,9 @@ def run(mutants: Sequence[Mutant], jobs: int) -> dict[str, bool]:
             copy, start = copies.get(), time.monotonic()
             try:
                 lived[mutant.name] = survives(mutant, copy)
+            except RuntimeError as error:
+                print(error, file=sys.stderr)
+                return
             finally:
                 copies.put(copy)
             word = "LIVED " if lived[mutant.name] else "caught"
@@ -873,15 +876,99 @@ def main(words: Sequence[str] | None = None) -> int:
     print()
     for room in dict.fromkeys(mutant.room for mutant in chosen):
         names = [mutant.name for mutant in chosen if mutant.room == room]
-        living = [name for name in names if lived[name]]
-        print(f"{room:20} {len(names) - len(living):3} of {len(names):3} caught", *living)
+        caught = sum(lived.get(name) is False for name in names)
+        print(f"{room:20} {caught:3} of {len(names):3} caught", *(n for n in names if lived.get(n)))
     print(f"{len(chosen)} mutants in {(time.monotonic() - start) / 60:.1f} minutes")
+    if len(lived) < len(chosen):
+        return 2
     return int(any(lived[m.name] and not m.known for m in chosen))
 
 
 # --- experiments: kept apart, for their code moves most -------------------------------------------
 
-EXPERIMENTS: list[Mutant] = []
+EXPERIMENTS = [
+    Mutant(
+        "records-resumed-batch-again", "spectr_experiments/table1.py",
+        'fresh = [r for r in made if (r["cell"], r["seed"], r["prompt"]) not in done]',
+        "fresh = made",
+        "tests/test_reproduce.py -k resumed_batch",
+    ),
+    Mutant(
+        "records-seed-ignored", "spectr_experiments/table1.py",
+        "generator=seed * 1_000_000 + rows.start", "generator=rows.start",
+        "tests/test_reproduce.py -k seeds",
+    ),
+    Mutant(
+        "summary-seeds-as-prompts", "spectr_experiments/table1.py",
+        'sums[record["prompt"]] = sums.get(record["prompt"], 0) + counts',
+        'sums[record["prompt"], record["seed"]] = counts',
+        "tests/test_reproduce.py -k independent_units",
+    ),
+    Mutant(
+        "summary-gain-sign", "spectr_experiments/table1.py",
+        "[v - other[p] for", "[other[p] - v for",
+        "tests/test_reproduce.py -k phases_add",
+    ),
+    Mutant(
+        "summary-speed-inverted", "spectr_experiments/table1.py",
+        'base[n]["seconds"] / base[n]["emitted"] * mine[n]["emitted"] / mine[n]["seconds"]',
+        'mine[n]["seconds"] / mine[n]["emitted"] * base[n]["emitted"] / base[n]["seconds"]',
+        "tests/test_reproduce.py -k speed_is",
+    ),
+    Mutant(
+        "rounds-order-fixed", "spectr_experiments/records.py",
+        "shift = (number or 0) % len(cells)", "shift = 0",
+        "tests/test_experiment.py -k rounds",
+    ),
+    Mutant(
+        "rounds-warm-up-recorded", "spectr_experiments/records.py",
+        "                    measure(cell, 0)\n",
+        "                    self.append(kind, 0, [measure(cell, 0)])\n"
+        "                    done.add(key(cell, 0))\n",
+        "tests/test_experiment.py -k rounds",
+    ),
+    Mutant(
+        "rounds-recorded-again", "spectr_experiments/records.py",
+        "elif key(cell, number) not in done:", "else:",
+        "tests/test_experiment.py -k rounds",
+    ),
+    Mutant(
+        "merge-keeps-duplicates", "spectr_experiments/records.py",
+        "found.setdefault(place, record) != record",
+        "found.setdefault((*place, len(found)), record) != record",
+        "tests/test_experiment.py -k parts_merge",
+    ),
+    Mutant(
+        "merge-takes-the-first-of-two", "spectr_experiments/records.py",
+        "found.setdefault(place, record) != record", "found.setdefault(place, record) is None",
+        "tests/test_experiment.py -k parts_merge",
+    ),
+    Mutant(
+        "merge-unsorted", "spectr_experiments/records.py",
+        "for place in sorted(found)]", "for place in found]",
+        "tests/test_experiment.py -k parts_merge",
+    ),
+    Mutant(
+        "unfinished-line-kept", "spectr_experiments/records.py",
+        "os.truncate(path, path.stat().st_size - rest)", "pass",
+        "tests/test_experiment.py -k unfinished",
+    ),
+    Mutant(
+        "settings-may-change", "spectr_experiments/records.py",
+        "        if changed:\n", "        if False:\n",
+        "tests/test_experiment.py -k gone_on_with",
+    ),
+    Mutant(
+        "dirty-for-any-file", "spectr_experiments/records.py",
+        'git("status", "--porcelain", "--", *sources)', 'git("status", "--porcelain")',
+        "tests/test_experiment.py -k dirty",
+    ),
+    Mutant(
+        "time-is-never-up", "spectr_experiments/records.py",
+        "turn - began + longest > seconds", "False",
+        "tests/test_experiment.py -k in_time",
+    ),
+]  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())
