@@ -17,21 +17,24 @@ rot silently.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
-import queue
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 MOST_SECONDS = 300  # a mutant whose tests take longer hangs: the tests have noticed
+SHARED = ("torch", "scipy.stats", "scipy.optimize")  # imported once for all mutants
 
 
 @dataclass(frozen=True)
@@ -802,56 +805,72 @@ def copy_checkout(root: Path, to: Path) -> None:
         shutil.copy2(root / name, to / name)
 
 
-def survives(mutant: Mutant, copy: Path) -> bool:
-    """Whether its tests pass with the mutant in the copy; which is then as before.
-
-    Raises RuntimeError when no test ran.
-    """
-    path = copy / mutant.file
-    before = path.read_bytes()
+def start(mutant: Mutant, copy: Path) -> int:
+    """Puts the mutant into the copy and begins its tests in a fork, which need not import torch
+    again; the fork's process id."""
+    (copy / mutant.file).write_text(mutant.text(copy), encoding="utf-8")
+    if pid := os.fork():
+        return pid
+    os.setsid()
+    os.chdir(copy)
+    output = os.open(copy.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     # Without bytecode: two files of one size within a second would be taken for one another.
-    environ = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    python = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
+    here = {"", str(ROOT), str(ROOT / "tests")}
+    sys.path[:] = [str(copy), *(path for path in sys.path if path not in here)]
+    words = ["-x", "-q", "-p", "no:cacheprovider", *shlex.split(mutant.tests)]
+    status = 3
     try:
-        path.write_text(mutant.text(copy), encoding="utf-8")
-        ran = subprocess.run(
-            [*python, *shlex.split(mutant.tests)],
-            cwd=copy, env=environ, capture_output=True, text=True, timeout=MOST_SECONDS,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return False
+        status = int(pytest.main(words))
     finally:
-        path.write_bytes(before)
-    if ran.returncode not in (0, 1, 2):  # passed; failed; an error at import
-        raise RuntimeError(f"{mutant.name}: no test ran: {mutant.tests}\n{ran.stdout}{ran.stderr}")
-    return ran.returncode == 0
+        sys.stdout.flush()
+        os._exit(status)
 
 
 def run(mutants: Sequence[Mutant], jobs: int) -> dict[str, bool]:
     """For each mutant whether it lived, printed as it is found; a mutant without tests is left out."""
+    for name in SHARED:
+        importlib.import_module(name)
     lived: dict[str, bool] = {}
+    waiting = list(reversed(mutants))
+    running: dict[int, tuple[Mutant, Path, bytes, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
-        for number in range(jobs):
-            copy_checkout(ROOT, Path(folder) / str(number))
-            copies.put(Path(folder) / str(number))
-
-        def one(mutant: Mutant) -> None:
-            copy, start = copies.get(), time.monotonic()
-            try:
-                lived[mutant.name] = survives(mutant, copy)
-            except RuntimeError as error:
-                print(error, file=sys.stderr)
-                return
-            finally:
-                copies.put(copy)
-            word = "LIVED " if lived[mutant.name] else "caught"
-            word = f"{word} (known)" if mutant.known else word
-            print(f"{word}  {mutant.name}  {time.monotonic() - start:.0f} s", flush=True)
-
-        with ThreadPoolExecutor(jobs) as pool:
-            for _ in pool.map(one, mutants):
-                pass
+        copies = [Path(folder) / str(number) for number in range(jobs)]
+        for copy in copies:
+            copy_checkout(ROOT, copy)
+        try:
+            while waiting or running:
+                while waiting and copies:
+                    mutant, copy = waiting.pop(), copies.pop()
+                    before = (copy / mutant.file).read_bytes()
+                    running[start(mutant, copy)] = mutant, copy, before, time.monotonic()
+                time.sleep(0.05)
+                for pid, (mutant, copy, before, begun) in list(running.items()):
+                    ended, status = os.waitpid(pid, os.WNOHANG)
+                    seconds = time.monotonic() - begun
+                    if not ended and seconds < MOST_SECONDS:
+                        continue
+                    if not ended:
+                        os.killpg(pid, signal.SIGKILL)
+                        os.waitpid(pid, 0)
+                    del running[pid]
+                    code = os.waitstatus_to_exitcode(status) if ended else 1
+                    if code in (0, 1, 2):  # passed; failed, or hung; an error at import
+                        lived[mutant.name] = code == 0
+                        word = "LIVED " if code == 0 else "caught"
+                        word = f"{word} (known)" if mutant.known else word
+                        print(f"{word}  {mutant.name}  {seconds:.0f} s", flush=True)
+                    else:
+                        output = copy.with_suffix(".txt").read_text(encoding="utf-8")
+                        print(f"{mutant.name}: no test ran: {mutant.tests}\n{output}", flush=True)
+                    (copy / mutant.file).write_bytes(before)
+                    copies.append(copy)
+        finally:
+            for pid in running:
+                os.killpg(pid, signal.SIGKILL)
     return lived
 
 
