@@ -161,6 +161,14 @@ def test_several_pairs_give_means():
             assert getattr(table.rows[index], field) == pytest.approx(expected)
 
 
+def test_the_error_of_several_pairs_is_the_largest():
+    draft, target = D.five_tokens()
+    rule, k, bias = next(known for known in KNOWN_BIAS if known[1] == 3)
+    both = np.stack([(draft + target) / 2, draft]), np.stack([target, target])
+    (row,) = compare(*both, ks=(k,), verifiers=[rule]).rows
+    assert row.total_variation == pytest.approx(bias, abs=6e-5)
+
+
 def test_nothing_in_common_is_no_division_by_zero():
     disjoint = np.array([[1.0, 0.0], [0.0, 1.0]])
     row = compare(disjoint[0], disjoint[1], ks=(2,), verifiers=["kseq"]).rows[0]
@@ -305,6 +313,23 @@ def test_a_slip_that_the_claim_would_excuse_is_seen():
     assert verdict.total_variation < 1e-9
     assert verdict.agreement > verdict.false_alarm
     assert verdict.p_value == 0
+    assert not verdict.lossless
+
+
+class Denier(Slip):
+    """Says, once, a token that the target hardly ever says; claims that it never does."""
+
+    def output_distribution(self, draft, target, k):
+        claimed = np.append(target[:-1], 0.0)
+        return claimed / claimed.sum()
+
+
+def test_a_slip_that_the_target_would_excuse_is_seen():
+    draft, target = np.full(3, 1 / 3), np.array([0.4, 0.6 - 5e-10, 5e-10])
+    verdict = lossless(Denier, draft, target, 2, samples=2_000, generator=0)
+    assert verdict.total_variation < 1e-9
+    assert verdict.p_value > verdict.false_alarm
+    assert verdict.agreement == 0
     assert not verdict.lossless
 
 
