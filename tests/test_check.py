@@ -8,11 +8,13 @@ import re
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from wrong_variants import KNOWN_BIAS
 
 from spectr_lite import check, verifiers
 from spectr_lite import distributions as D
 from spectr_lite.check import compare, lossless, token_rules
+from spectr_lite.check.verdict import _p_value
 from spectr_lite.transport import optimal_acceptance
 from spectr_lite.verifiers import Verifier
 from spectr_lite.verifiers.kseq import KSeq
@@ -159,6 +161,14 @@ def test_several_pairs_give_means():
             assert getattr(table.rows[index], field) == pytest.approx(expected)
 
 
+def test_the_error_of_several_pairs_is_the_largest():
+    draft, target = D.five_tokens()
+    rule, k, bias = next(known for known in KNOWN_BIAS if known[1] == 3)
+    both = np.stack([(draft + target) / 2, draft]), np.stack([target, target])
+    (row,) = compare(*both, ks=(k,), verifiers=[rule]).rows
+    assert row.total_variation == pytest.approx(bias, abs=6e-5)
+
+
 def test_nothing_in_common_is_no_division_by_zero():
     disjoint = np.array([[1.0, 0.0], [0.0, 1.0]])
     row = compare(disjoint[0], disjoint[1], ks=(2,), verifiers=["kseq"]).rows[0]
@@ -264,6 +274,73 @@ def test_a_rule_that_does_not_do_what_it_says_is_caught(rule):
     assert not verdict.lossless
     assert verdict.agreement < verdict.false_alarm
     assert "disagrees with the rule's own output_distribution" in str(verdict)
+
+
+class SlightlyOff(Verifier):
+    """Moves a millionth from one token to another: no 200,000 samples could tell."""
+
+    def _given_drafts(self, draft, target, tokens):
+        moved = target.clone()
+        moved[0], moved[1] = target[0] - 1e-6, target[1] + 1e-6
+        return moved.expand(*tokens.shape[:-1], -1)
+
+
+def test_a_slight_bias_is_seen_by_enumeration_alone():
+    verdict = lossless(SlightlyOff, *D.five_tokens(), 2, samples=20_000, generator=0)
+    assert verdict.total_variation == pytest.approx(1e-6)
+    assert min(verdict.p_value, verdict.agreement) > verdict.false_alarm
+    assert not verdict.lossless
+    assert [error.token for error in (*verdict.over, *verdict.under)] == [1, 0]
+
+
+class Slip(TargetSampler):
+    """Says, once, a token that the target never says; claims it with a probability of 1e-10."""
+
+    def select(self, draft, target, tokens, generator):
+        chosen = super().select(draft, target, tokens, generator)
+        chosen[0] = len(target) - 1
+        return chosen
+
+    def output_distribution(self, draft, target, k):
+        claimed = target.copy()
+        claimed[-1] += 1e-10
+        return claimed / claimed.sum()
+
+
+def test_a_slip_that_the_claim_would_excuse_is_seen():
+    draft, target = np.full(3, 1 / 3), np.array([0.4, 0.6, 0.0])
+    verdict = lossless(Slip, draft, target, 2, samples=2_000, generator=0)
+    assert verdict.total_variation < 1e-9
+    assert verdict.agreement > verdict.false_alarm
+    assert verdict.p_value == 0
+    assert not verdict.lossless
+
+
+class Denier(Slip):
+    """Says, once, a token that the target hardly ever says; claims that it never does."""
+
+    def output_distribution(self, draft, target, k):
+        claimed = np.append(target[:-1], 0.0)
+        return claimed / claimed.sum()
+
+
+def test_a_slip_that_the_target_would_excuse_is_seen():
+    draft, target = np.full(3, 1 / 3), np.array([0.4, 0.6 - 5e-10, 5e-10])
+    verdict = lossless(Denier, draft, target, 2, samples=2_000, generator=0)
+    assert verdict.total_variation < 1e-9
+    assert verdict.p_value > verdict.false_alarm
+    assert verdict.agreement == 0
+    assert not verdict.lossless
+
+
+def test_the_false_alarm_rate_is_kept_by_many_tokens():
+    """The rarest of 1,000 counts is judged as one of 1,000, and a count of 5 by P(5 or more)."""
+    counts = np.full(1000, 50)
+    tail = stats.binom.sf(np.arange(200) - 1, 50_000, 1e-3)
+    counts[0] = np.argmax(2 * tail < 1e-7)
+    assert _p_value(counts, np.full(1000, 1e-3)) > 1e-6
+    found = _p_value(np.array([10**6 - 5, 5]), np.array([1 - 2e-7, 2e-7]))
+    assert found == pytest.approx(2 * 2 * stats.binom.sf(4, 10**6, 2e-7))
 
 
 def test_one_rare_token_said_too_often_is_seen(monkeypatch):

@@ -191,6 +191,17 @@ def test_a_token_without_mass_is_never_drawn(probs, seed):
     assert (probs[drawn.numpy()] > 0).all()
 
 
+@pytest.mark.parametrize("weights", [[0, 1, 0, 2, 0], [0.1] * 10 + [0], [0, 0, 1e-300]])
+@pytest.mark.parametrize("number", [0.0, 1 / 3, 1 - 2.0**-53])
+def test_a_token_without_mass_is_not_drawn_at_an_edge_either(weights, number, monkeypatch):
+    """Random numbers at the ends of [0, 1), and on the edge of a token."""
+    monkeypatch.setattr(
+        "spectr_lite.distributions.vectors.uniform", lambda *_: torch.tensor([number])
+    )
+    weights = torch.tensor(weights, dtype=torch.float64)
+    assert weights[D.sample(weights, torch.Generator())] > 0
+
+
 def test_draws_follow_the_distribution():
     probs = np.random.default_rng(0).dirichlet(np.full(20, 0.5))
     drawn = D.sample(torch.tensor(probs * 7), torch.Generator().manual_seed(0), count=100_000)

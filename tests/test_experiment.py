@@ -129,3 +129,31 @@ def test_a_run_is_only_gone_on_with_when_asked_and_with_the_same_settings(run):
     run.append("records", 0, [record(1)])
     with pytest.raises(ValueError, match="is not merged"):
         run.verify()
+
+
+def test_rounds_take_turns_after_one_that_is_not_recorded(run):
+    asked = []
+
+    def measure(cell, number):
+        asked.append(cell)
+        return {**record(number, cell), "value": float(len(asked))}
+
+    run.append("records", 0, [record(2, "b")])
+    run.rounds("records", "abc", 4, lambda cell, number: (cell, number), measure, None)
+    assert "".join(asked) == "abcabcbcacaabc"
+    values = {(r["cell"], r["prompt"]): r["value"] for r in run.read("records")}
+    assert len(values) == 12
+    assert [values[cell, 0] for cell in "abc"] == [4, 5, 6]
+    assert values["b", 2] == 1
+    assert len(records.read_records(run.folder / "records.part-0.jsonl")[0]) == 12
+
+
+def test_in_time_ends_where_one_more_as_long_as_the_longest_would_be_late(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(records.time, "monotonic", lambda: clock[0])
+    taken = []
+    for seconds in records.in_time([10, 30, 10, 10, 10], 75):
+        clock[0] += seconds
+        taken.append(seconds)
+    assert taken == [10, 30, 10]
+    assert [*records.in_time(range(9), None)] == [*range(9)]

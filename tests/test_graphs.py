@@ -207,6 +207,15 @@ def test_a_graph_finds_every_tensor_where_it_was(pair):
     assert decoder.state is held
 
 
+def test_a_text_forgets_the_stop_tokens_of_the_one_before(pair):
+    decoder = Decoder(*pair, num_drafts=2, draft_length=2)
+    free = decoder.generate([[1]], max_new_tokens=12, generator=3).tokens[0]
+    settings = {"max_new_tokens": 12, "generator": 3}
+    for stops in (free[4:5], free[2:3], []):
+        found = decoder.generate([[1]], stop_tokens=stops, **settings).tokens[0]
+        assert found == (free[: free.index(stops[0]) + 1] if stops else free)
+
+
 def test_texts_of_another_shape_get_new_buffers(pair):
     decoder = Decoder(*pair, num_drafts=2, draft_length=2)
     for prompts, new in (([[1]], 5), ([[1, 2]], 30), ([[1], [2]], 30), ([[3]], 4)):

@@ -24,6 +24,7 @@ transformers = pytest.importorskip("transformers", minversion="5")
 from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList  # noqa: E402
 
 from spectr_lite import decoding  # noqa: E402
+from spectr_lite.decoding import Turn  # noqa: E402
 from spectr_lite.huggingface import generate  # noqa: E402
 from spectr_lite.huggingface.causal_lm import CausalLM  # noqa: E402
 from spectr_lite.models import TransformerConfig  # noqa: E402
@@ -153,6 +154,17 @@ def test_stopping_criteria(pair, end, column):
         stopping_criteria=StoppingCriteriaList([StopsAt(int(whole[1, column]))]),
     )
     assert torch.equal(plain, ours)
+
+
+@pytest.mark.parametrize("has_end", [True, False])
+def test_rows_are_padded_or_written_on_to_one_length(has_end):
+    """Row 0 stops at its second token, row 1 at its fourth; the third turn is not asked for."""
+    blocks = torch.tensor([[[1, 9, 3], [4, 5, 6]], [[7, 8, 1], [9, 2, 3]], [[1, 1, 1], [1, 1, 1]]])
+    two, three = torch.tensor([2, 2]), torch.tensor([3, 3])
+    turns = iter([Turn(block[:, None, :2], block, two, two - 2, three) for block in blocks])
+    found = generate.read_until_stopped(turns, IDS[:2], [StopsAt(9)], has_end)
+    assert found == ([[1, 9] if has_end else [1, 9, 3, 7], [4, 5, 6, 9]], 4)
+    assert len([*turns]) == 1
 
 
 def test_a_maximum_among_the_criteria(pair):

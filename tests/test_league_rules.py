@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spectr_lite import transport, verifiers
 from spectr_lite.distributions import IID, TopM, WithoutReplacement, probability_of
+from spectr_lite.stats import chi_square
 from spectr_lite.transport import nested
 from spectr_lite.verifiers.importance import Importance
 from spectr_lite.verifiers.recursive import Recursive, residual
@@ -146,6 +147,15 @@ def test_the_published_pairs_of_spechub_are_the_hub_and_one_draw_of_the_rest():
     np.add.at(ours, drafted[:, 1].numpy(), mass.numpy())
     assert (drafted[:, 0] == hub).all()
     np.testing.assert_allclose(ours, published, atol=1e-15)
+
+
+def test_spechub_with_nothing_beside_the_hub_says_what_the_target_says():
+    draft, target = torch.tensor([[0.0, 1.0, 0.0], [0.2, 0.3, 0.5]], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    drafted = TopM(1).sample(draft.expand(20_000, -1), 2, generator)
+    assert (drafted == torch.tensor([1, -1])).all()
+    chosen = verifiers.get("spechub")._select(draft, target, drafted, generator)
+    assert chi_square(np.bincount(chosen, minlength=3), target).p_value > 1e-6
 
 
 # --- dead drafts, sampling, devices ---

@@ -289,6 +289,16 @@ def test_512_classes_lose_less_than_5e_4_at_32k_tokens(k):
     assert best - 5e-4 < found <= best + 1e-12
 
 
+def test_special_tokens_have_a_bin_of_their_own():
+    """The first is for tokens the target never says, the last for tokens never drafted."""
+    draft = torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1, 0.0, 0.0], dtype=torch.float64)
+    target = torch.tensor([0.0, 0.2, 0.1, 0.2, 0.1, 0.4, 0.0], dtype=torch.float64)
+    for classes in (4, 5, 6):
+        bins = nested.plan(draft, target, 2, classes).class_of
+        assert (bins == 0).tolist() == (target.eq(0) & draft.gt(0)).tolist()
+        assert (bins == classes - 1).tolist() == draft.eq(0).tolist()
+
+
 def test_samples_of_a_binned_vocabulary_follow_the_target():
     """The heap, bins, some of them empty: 60,000 tokens against the target."""
     draft, target = D.zipf(300, seed=1)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 
-from spectr_experiments import appendix_e, command, table1
+from spectr_experiments import appendix_e, command, records, table1
 from spectr_lite import models, stats
 from spectr_lite.__main__ import main
 from spectr_lite.book import recorded
@@ -102,6 +102,58 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     assert len(asked) <= 2 * 3 * 2 - len(units) + 1 < 12
     ended = (tmp_path / "table1" / FINISHED).read_bytes()
     assert ended == (uninterrupted / FINISHED).read_bytes()
+
+
+def test_a_resumed_batch_adds_only_what_it_lacks(tiny, uninterrupted, tmp_path, monkeypatch):
+    folder = tmp_path / "table1" / "tiny-x"
+    shutil.copytree(uninterrupted / "tiny-x", folder)
+    everything = records.read_records(folder / "records.jsonl.gz")[0]
+    lost = [r for r in everything if r["num_drafts"] == 3 and r["seed"] == 1 and r["prompt"] > 6]
+    (folder / "records.jsonl.gz").unlink()
+    (folder / "manifest.json").unlink()
+    lines = [json.dumps(r) + "\n" for r in everything if r not in lost]
+    (folder / "records.part-0.jsonl").write_text("".join(lines))
+    added, append = [], records.Run.append
+
+    def noted(run, kind, rank, made):
+        added.extend(made)
+        append(run, kind, rank, made)
+
+    monkeypatch.setattr(records.Run, "append", noted)
+    assert reproduce_here(tiny, tmp_path, "--resume") == 0
+    assert added == lost
+    assert (folder / "records.jsonl.gz").read_bytes() == (uninterrupted / FINISHED).read_bytes()
+
+
+def test_seeds_give_other_texts(uninterrupted):
+    found = records.read_records(uninterrupted / FINISHED)[0]
+    counts = [[(r["calls"], r["emitted"]) for r in found if r["seed"] == n] for n in (0, 1, 2)]
+    assert counts[0] != counts[1] != counts[2] != counts[0]
+
+
+def test_prompts_are_the_independent_units():
+    counts = [(p, seed, 10, 20 + p) for p in range(4) for seed in range(3)]
+    found = [dict(zip(("prompt", "seed", "calls", "emitted"), c, strict=True)) for c in counts]
+    influence: dict[int, float] = {}
+    row = table1._efficiency(found, influence)
+    assert (row["n"], row["continuations"]) == (4, 12)
+    assert row["block_efficiency"] == pytest.approx(2.15)
+    assert sorted(influence) == [0, 1, 2, 3]
+    mean = stats.mean_interval([2.0, 2.1, 2.2, 2.3])  # all denominators are equal
+    assert row["interval"] == pytest.approx([mean.low, mean.high])
+
+
+def test_speed_is_that_of_autoregressive_decoding_in_the_same_round():
+    alone, cell = table1.autoregressive(), table1.Cell("kseq", 2, 2)
+    timed = [
+        {**c.record(), "round": n, "prompt": n, "calls": calls, "emitted": 60, "seconds": seconds}
+        for n in range(3)
+        for c, calls, seconds in ((alone, 60, 6.0 + n), (cell, 30, (6.0 + n) / 1.5))
+    ]
+    found = table1._speeds(timed)
+    assert found[cell]["speed"]["ratio"] == pytest.approx(1.5)
+    assert found[cell]["steps"] == pytest.approx(2 / 1.5)
+    assert found[alone]["speed"]["ratio"] == 1
 
 
 def test_two_processes_leave_the_records_of_one(tiny, uninterrupted, tmp_path):
