@@ -47,16 +47,16 @@ def steps(run_id: str, scratch: str) -> list[Step]:
     large = "smollm2-distilled" if (SHIPPED / "draft.safetensors").is_file() else "smollm2"
 
     def decoding(pair: str, minutes: float) -> Step:
-        script = ["-m", "spectr_experiments.decoding", "--pair", pair]
-        full = [*script, "--device", "cuda", "--run-id", run_id, "--minutes", f"{minutes}"]
-        tiny = ["-m", "spectr_experiments.decoding", "--quick", "--run-id", f"dry-{pair}"]
-        return Step(f"decoding-{pair}", full, [*tiny, "--results", scratch], minutes + 1.5)
+        tiny = ["--quick", "--run-id", f"dry-{pair}"]
+        return reproduce("decoding", f"decoding-{pair}", ["--pair", pair], tiny, minutes, 1.5)
 
-    def reproduce(table: str, name: str, full: list[str], tiny: list[str], minutes: float) -> Step:
-        command = ["-m", "spectr_lite", "reproduce", table]
+    def reproduce(
+        experiment: str, name: str, full: list[str], tiny: list[str], minutes: float, spare: float = 1
+    ) -> Step:
+        command = ["-m", "spectr_lite", "reproduce", experiment]
         full = [*full, "--device", "cuda", "--run-id", run_id, "--minutes", f"{minutes}"]
         tiny = [*tiny, "--device", "cpu", "--results", scratch, "--minutes", "0.05"]
-        return Step(name, [*command, *full], [*command, *tiny], minutes + 1)
+        return Step(name, [*command, *full], [*command, *tiny], minutes + spare)
 
     def table1(pair: str) -> Step:
         tiny = ["--pair", "bundled", "--cell", "kseq:2:2", "--prompts", "2"]
@@ -66,8 +66,8 @@ def steps(run_id: str, scratch: str) -> list[Step]:
     return [
         Step(
             "environment",
-            ["-c", "from spectr_lite import environment; environment.report()"],
-            ["-c", "from spectr_lite import environment; environment.report()"],
+            ["-c", "from spectr_lite.book import environment; environment.report()"],
+            ["-c", "from spectr_lite.book import environment; environment.report()"],
             1,
         ),
         Step("fetch-smollm2", ["-m", "training.fetch_smollm2"], ["-m", "training.fetch_smollm2"], 1),
@@ -82,12 +82,8 @@ def steps(run_id: str, scratch: str) -> list[Step]:
         table1("bundled"),
         table1(large),
         reproduce("appendix-e", "appendix-e", [], ["--rounds", "1"], 2),
-        Step(
-            "verifiers",
-            ["-m", "spectr_experiments.verifiers", "--device", "cuda", "--run-id", run_id],
-            ["-m", "spectr_experiments.verifiers", "--rounds", "2", "--vocabularies", "100",
-             "--run-id", "dry", "--results", scratch],
-            2,
+        reproduce(
+            "verifiers", "verifiers", [], ["--rounds", "2", "--vocabularies", "100"], minutes=1
         ),
         Step(
             "distil",

@@ -16,22 +16,34 @@ text that the large model wrote.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from spectr_experiments import clocks
-from spectr_experiments.records import Progress, Record, Run, in_time, weights_sha256
+from spectr_experiments.records import (
+    Phase,
+    Plan,
+    Record,
+    Run,
+    in_time,
+    progress,
+    weights_sha256,
+)
 from spectr_lite import transport, verifiers
+from spectr_lite.book.recorded import paper
 from spectr_lite.decoding import decode
 from spectr_lite.distributions import IID, DraftLaw, TopM, WithoutReplacement
-from spectr_lite.models import Pair
+from spectr_lite.models import Pair, load_pair, pair_names
 from spectr_lite.models import prompts as texts
 from spectr_lite.stats import mean_interval, ratio_interval
 
@@ -41,6 +53,10 @@ PROMPT_LENGTH = 32
 NEW_TOKENS = 32
 TIMED_TOKENS = 64
 LARGE = 50_000_000  # parameters of a target that a CPU decodes slowly
+FOLDER = "table1"
+SUBSET_MINUTES = 20
+PHASES = {"block-efficiency": "records", "timing": "timing", "draft-laws": "draft-laws"}
+SHARES = {"block-efficiency": 0.65, "timing": 0.2, "draft-laws": 0.15}  # of the time, if limited
 
 CELL = {"cell": str, "verifier": str, "num_drafts": int, "draft_length": int, "temperature": float}
 COUNTS = {"prompt": int, "calls": int, "emitted": int}
@@ -89,9 +105,15 @@ class Cell:
                 f"--cell: found {text!r}. Give RULE:K:L or RULE:K:L:TEMPERATURE, such as kseq:8:4"
             ) from error
         if rule != "autoregressive":
-            verifiers.get(rule)
+            made = verifiers.get(rule)
             if min(cell.num_drafts, cell.draft_length) < 1:
                 raise ValueError(f"--cell: found {text!r}. Give a K and an L of at least 1")
+            try:
+                made.check_drafts(cell.num_drafts)
+            except ValueError as error:
+                raise ValueError(f"--cell: found {text!r}. {error}") from error
+            if IID not in made.valid_for:
+                raise ValueError(f"--cell: found {text!r}. Give a rule for i.i.d. drafts")
         return cell
 
     def record(self) -> Record:
@@ -140,6 +162,48 @@ def is_timed(cell: Cell) -> bool:
     return cell.draft_length > 2 and (
         cell.num_drafts == 8 or (cell.verifier == "kseq" and cell.num_drafts == 1)
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pair", nargs="+", default=["bundled"], metavar="PAIR",
+        help=f"a run for each: {', '.join(pair_names())}, or a directory (default: bundled)",
+    )  # fmt: skip
+    parser.add_argument("--subset", action="store_true", help="fewer cells and prompts, for a CPU")
+    parser.add_argument(
+        "--cell", action="append", default=[], metavar="RULE:K:L[:T]",
+        help="this cell instead of the setting's; may be repeated, such as --cell kseq:8:4",
+    )  # fmt: skip
+    parser.add_argument("--prompts", type=int, metavar="N", help="instead of the setting's number")
+    parser.add_argument("--text", choices=list(texts.TEXTS), default="sotu", help="default: sotu")
+    parser.add_argument(
+        "--phase", nargs="+", choices=list(PHASES), default=list(PHASES), help="default: all"
+    )
+
+
+def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Plan]:
+    cells = [Cell.parse(text) for text in args.cell]
+    if args.prompts is not None and args.prompts < 1:
+        raise ValueError(f"--prompts: found {args.prompts}. Give a whole number of at least 1")
+    measures = {
+        "block-efficiency": block_efficiency,
+        "timing": wall_clock,
+        "draft-laws": draft_laws,
+    }
+    for name in args.pair:
+        pair = load_pair(name, device, dtype)
+        setting_name = "subset" if args.subset else "full"
+        config = make_config(pair, device, setting_name, args.text, cells, args.prompts)
+        stem = args.run_id or f"{device.type}-{'cells' if cells else setting_name}"
+        phases = [
+            Phase(
+                phase, [PHASES[phase]], partial(measures[phase], config, pair),
+                SHARES[phase], shared=phase == "block-efficiency",
+            )
+            for phase in args.phase
+        ]  # fmt: skip
+        minutes = SUBSET_MINUTES if args.subset else None
+        yield Plan(f"{Path(name).name}-{stem}", config, phases, minutes)
 
 
 def make_config(
@@ -216,26 +280,26 @@ def batch_size(pair: Pair, cells: Sequence[Cell], device: torch.device, count: i
 # --- phases ---
 
 
-def block_efficiency(
-    run: Run, config: Record, pair: Pair, rank: int, world: int, seconds: float | None
-) -> None:
+def block_efficiency(config: Record, pair: Pair, run: Run, seconds: float | None) -> None:
     """Rank r decodes batches r, r + world, ... A batch whose records are all there is skipped."""
+    rank, world, _ = ranks()
     held = _prompts(config, pair).tokens
     cells = [Cell.parse(text) for text in config["cells"]]
     size = config["batch"]
     starts = range(0, len(held), size)[rank::world]
-    run.mend("records", rank)
     done = run.done("records")
     weights = [8 + cell.num_drafts * cell.draft_length for cell in cells]
-    progress = Progress(len(starts) * len(config["seeds"]) * sum(weights), "block efficiency")
-    for start, seed in in_time(itertools.product(starts, config["seeds"]), seconds):
-        rows = range(start, min(start + size, len(held)))
-        for cell, weight in zip(cells, weights, strict=True):
-            if any((cell.name, seed, row) not in done for row in rows):
-                made = _decode_batch(pair, cell, held, rows, seed, config["new_tokens"])
-                fresh = [r for r in made if (r["cell"], r["seed"], r["prompt"]) not in done]
-                run.append("records", rank, fresh)
-            progress.add(weight, cell.name)
+    total = len(starts) * len(config["seeds"]) * sum(weights)
+    with progress(total, "block efficiency") as bar:
+        for start, seed in in_time(itertools.product(starts, config["seeds"]), seconds):
+            rows = range(start, min(start + size, len(held)))
+            for cell, weight in zip(cells, weights, strict=True):
+                bar.set_postfix_str(cell.name, refresh=False)
+                if any((cell.name, seed, row) not in done for row in rows):
+                    made = _decode_batch(pair, cell, held, rows, seed, config["new_tokens"])
+                    fresh = [r for r in made if (r["cell"], r["seed"], r["prompt"]) not in done]
+                    run.append("records", rank, fresh)
+                bar.update(weight)
 
 
 def _decode_batch(
@@ -260,46 +324,44 @@ def _decode_batch(
     ]
 
 
-def wall_clock(run: Run, config: Record, pair: Pair, seconds: float | None) -> None:
+def wall_clock(config: Record, pair: Pair, run: Run, seconds: float | None) -> None:
     """One prompt at a time, all cells in turn."""
     held = _prompts(config, pair).tokens
     asked = config["timing"]
 
-    def measure(cell: Cell, number: int) -> Record:
+    def turn(cell: Cell, number: int) -> Record:
         settings = {"generator": number, "new_tokens": asked["new_tokens"], **cell.settings()}
         turns = clocks.run_turns(pair.target, pair.draft, [held[number]], **settings)
         counts = {"prompt": number, "calls": turns.count, "emitted": turns.emitted}
-        return {**cell.record(), "round": number, **counts, "seconds": turns.seconds}
+        return {**counts, "seconds": turns.seconds}
 
     cells = [Cell.parse(text) for text in asked["cells"]]
-    run.rounds("timing", cells, asked["rounds"], lambda c, n: (c.name, n), measure, seconds)
+    jobs = [(cell.record(), partial(turn, cell)) for cell in cells]
+    run.rounds("timing", jobs, asked["rounds"], seconds)
 
 
-def draft_laws(run: Run, config: Record, pair: Pair, seconds: float | None) -> None:
+def draft_laws(config: Record, pair: Pair, run: Run, seconds: float | None) -> None:
     """Exact one-step acceptance under each draft law, averaged over places of a sampled text."""
     asked = config["draft_laws"]
-    run.mend("draft-laws", 0)
-    done = run.done("draft-laws")
     held = _prompts(config, pair).tokens[: asked["prompts"]]
-    progress = Progress(len(held) * len(asked["temperatures"]), "draft laws")
-    for number, tokens in in_time(enumerate(held), seconds):
+
+    def records_of(number: int) -> list[Record]:
+        return [
+            {"law": name, "rule": rule, "k": k, "temperature": temperature, "prompt": number,
+             "places": asked["places"]}
+            for temperature in asked["temperatures"] for k in asked["k"]
+            for name, rule, _ in laws_of(k)
+        ]  # fmt: skip
+
+    def make(number: int) -> list[Record]:
+        values = []
         for temperature in asked["temperatures"]:
-            wanted = [
-                (name, rule, k)
-                for k in asked["k"]
-                for name, rule, _ in laws_of(k)
-                if (name, rule, k, temperature, number) not in done
-            ]
-            if wanted:
-                places = _places(pair, tokens, temperature, number, asked["places"])
-                run.append("draft-laws", 0, [
-                    {"law": name, "rule": rule, "k": k, "temperature": temperature, "prompt": number,
-                     "places": asked["places"], "acceptance": value}
-                    for k in asked["k"]
-                    for name, rule, value in _acceptances(*places, k)
-                    if (name, rule, k) in wanted
-                ])  # fmt: skip
-            progress.add(1)
+            places = _places(pair, held[number], temperature, number, asked["places"])
+            values += [v for k in asked["k"] for v in _acceptances(*places, k)]
+        wanted = records_of(number)
+        return [{**r, "acceptance": v} for r, v in zip(wanted, values, strict=True)]
+
+    run.fill("draft-laws", range(len(held)), records_of, make, seconds)
 
 
 def laws_of(k: int) -> list[tuple[str, str, DraftLaw]]:
@@ -309,15 +371,13 @@ def laws_of(k: int) -> list[tuple[str, str, DraftLaw]]:
     return laws + [(f"top-{m}", "optimum", TopM(m)) for m in sorted({1, k // 2, k - 1, k})]
 
 
-def _acceptances(
-    draft: torch.Tensor, target: torch.Tensor, k: int
-) -> Iterator[tuple[str, str, float]]:
-    for name, rule, law in laws_of(k):
+def _acceptances(draft: torch.Tensor, target: torch.Tensor, k: int) -> Iterator[float]:
+    for _, rule, law in laws_of(k):
         if rule == "kseq":
             values = verifiers.get("kseq").acceptance(draft, target, k)
         else:
             values = transport.optimal_acceptance(draft, target, k, law=law)
-        yield name, rule, float(values.mean())
+        yield float(values.mean())
 
 
 @torch.no_grad()
@@ -436,22 +496,18 @@ def _speeds(timed: list[Record]) -> dict[Cell, Record]:
         call = statistics.median(r["seconds"] / r["calls"] for r in mine.values())
         row: Record = {"timing": None, "speed": None, "steps": None}
         row["timing"] = {"n": len(mine), "seconds_per_token": statistics.median(token),
-                         "quartiles": _quartiles(token), "seconds_per_call": call}  # fmt: skip
+                         "quartiles": clocks.quartiles(token), "seconds_per_call": call}  # fmt: skip
         if shared:
             ratio = [
                 base[n]["seconds"] / base[n]["emitted"] * mine[n]["emitted"] / mine[n]["seconds"]
                 for n in shared
             ]
-            row["speed"] = {"ratio": statistics.median(ratio), "quartiles": _quartiles(ratio),
+            row["speed"] = {"ratio": statistics.median(ratio), "quartiles": clocks.quartiles(ratio),
                             "n": len(ratio)}  # fmt: skip
             steps = (r["seconds"] / r["calls"] for r in base.values())
             row["steps"] = call / statistics.median(steps)
         found[cell] = row
     return found
-
-
-def _quartiles(values: list[float]) -> list[float]:
-    return np.quantile(values, [0.25, 0.75]).tolist()
 
 
 def _law_rows(records: list[Record]) -> list[Record]:
@@ -465,3 +521,26 @@ def _law_rows(records: list[Record]) -> list[Record]:
         rows.append({"law": law, "rule": rule, "k": k, "temperature": temperature, "n": mean.n,
                      "acceptance": mean.mean, "interval": [mean.low, mean.high]})  # fmt: skip
     return rows
+
+
+def summary(found: list[Record]) -> Record:
+    return {"command": "python -m spectr_lite reproduce table1", "runs": found}
+
+
+def show(found: Record) -> None:
+    """The run's rows, with the paper's number where it has one."""
+    theirs = {(r["num_drafts"], r["draft_length"]): r for r in paper()["table1"]}
+    print(f"{found['run']}: {found['label']}, {found['prompts']} prompts, {found['device']}")
+    print("  block efficiency [95%]      speed   cell                          paper's table 1")
+    for row in found["cells"]:
+        low, high = row["interval"] or (float("nan"),) * 2
+        ours = f"{row['block_efficiency'] or float('nan'):8.3f} [{low:.3f}, {high:.3f}]"
+        speed = f"{row['speed']['ratio']:5.2f}x" if row["speed"] else "     -"
+        same = row["verifier"] in ("kseq", "autoregressive") and row["temperature"] == 1
+        paper_row = theirs.get((row["num_drafts"], row["draft_length"])) if same else None
+        beside = (
+            f"{paper_row['block_efficiency']['value']}, {paper_row['speed']['value']}x"
+            if paper_row
+            else ""
+        )
+        print(f"{ours:<28} {speed}   {_cell(row).name:<28}  {beside}".rstrip())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import huggingface_hub
 import pytest
 from test_llama_loading import random_model, write_folder
 
+from spectr_experiments import command
 from spectr_lite.models import PAIRS, TransformerConfig, pair_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,12 +97,14 @@ def test_what_is_not_recorded_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
     assert page.pairs().count("\n") == 2 + len(page.ABOUT)
 
 
-def test_the_summary_is_that_of_the_newest_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measure = load_script("spectr_experiments.models")
-    if not measure.SUMMARY.is_file():
-        pytest.skip("no run of spectr_experiments/models.py is recorded")
-    stored = measure.SUMMARY.read_bytes()
-    monkeypatch.setattr(measure, "SUMMARY", tmp_path / "models.json")
-    assert measure.write_summary().read_bytes() == stored
+def test_the_summary_is_that_of_the_newest_run(tmp_path: Path) -> None:
+    (recorded,) = (ROOT / "results" / "models").iterdir()
+    older = tmp_path / "results" / "models" / "older"
+    shutil.copytree(recorded, older)
+    env = json.loads((older / "env.json").read_text())
+    (older / "env.json").write_text(json.dumps(env | {"start": "2000-01-01T00:00:00+00:00"}))
+    shutil.copytree(recorded, older.parent / recorded.name)
+    (tmp_path / "spectr_lite" / "results").mkdir(parents=True)
+    command.write_summaries(tmp_path)
+    found = (tmp_path / "spectr_lite" / "results" / "models.json").read_bytes()
+    assert found == (ROOT / "spectr_lite" / "results" / "models.json").read_bytes()

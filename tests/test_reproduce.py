@@ -135,12 +135,12 @@ def test_phases_add_to_one_run_and_its_summary(tiny, tmp_path, monkeypatch, caps
     monkeypatch.setattr(table1, "setting", lambda *_: (table1.grid((1, 2), (3,)), 3, 2, 2))
     run = ["reproduce", "table1", "--device", "cpu", "--pair", str(tiny), "--run-id", "x"]
     run += ["--results", str(tmp_path), "--phase"]
-    for phase in command.PHASES:
+    for phase in table1.PHASES:
         assert main([*run, phase]) == 0
     assert "autoregressive K=0 L=0 T=1.0" in capsys.readouterr().out
     folder = tmp_path / "table1" / "tiny-x"
     assert main(["reproduce", "verify", str(folder)]) == 0
-    found = command.summary_of(command._run("table1", folder))
+    found = command.summary_of(command.run_at(folder))
     assert found["label"] == "CPU full setting" and found["prompts"] == 3
     by_name = {(c["verifier"], c["num_drafts"]): c for c in found["cells"]}
     assert by_name["autoregressive", 0]["block_efficiency"] == 1
@@ -161,7 +161,7 @@ def test_phases_add_to_one_run_and_its_summary(tiny, tmp_path, monkeypatch, caps
 
 def test_time_that_is_up_ends_a_run_with_whole_rounds(tiny, tmp_path):
     assert reproduce_here(tiny, tmp_path, "--minutes", "0.004") == 0
-    run = command._run("table1", tmp_path / "table1" / "tiny-x")
+    run = command.run_at(tmp_path / "table1" / "tiny-x")
     places: dict[str, set] = {}
     for record in run.read("records"):
         places.setdefault(record["cell"], set()).add((record["seed"], record["prompt"]))
@@ -197,7 +197,7 @@ def test_appendix_e_records_every_stage(tmp_path, monkeypatch, capsys):
     assert main([*run, "--results", str(tmp_path)]) == 0
     folder = tmp_path / "appendix-e" / "cpu"
     assert main(["reproduce", "verify", str(folder)]) == 0
-    _, row = command.summary_of(command._run("appendix-e", folder))["cells"]
+    _, row = command.summary_of(command.run_at(folder))["cells"]
     assert row["n"] == 2 and row["positions"] == 7
     assert 0 < row["draft"] + row["score"] + row["verify"] < row["turn"]
 

@@ -29,10 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectr_experiments import records
+from spectr_experiments.draft_costs import multiply_adds
 from spectr_lite.models import END_OF_TEXT, PAIRS, Pair, load_pair
 from spectr_lite.models.transformer import Transformer, TransformerConfig
 from training.corpus import PACKAGE, SHA256, speeches, split
-from training.smollm2_draft import Run, multiply_adds
+from training.smollm2_draft import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (

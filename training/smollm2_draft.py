@@ -36,9 +36,16 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from spectr_experiments import records
+from spectr_experiments.draft_costs import (
+    DRAFT_LENGTH,
+    END,
+    multiply_adds,
+    own_parameters,
+    speed,
+    write_text,
+)
 from spectr_lite.models import load_pair, smollm2
 from spectr_lite.models.smollm2 import NarrowDraft
 from spectr_lite.models.transformer import Transformer, TransformerConfig
@@ -50,8 +57,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("training/smollm2_draft.py", "training/corpus.py", "spectr_lite/models")
 VOCABULARY = 49_152
 CONTEXT = 8_192  # the teacher's
-DRAFT_LENGTH = 4  # of every predicted block efficiency
-END = 0  # ends a text and, as a first token, stands for the empty context
 
 
 @dataclass(frozen=True)
@@ -135,52 +140,6 @@ def beginnings(ids: list[list[int]], rows: int, prompt: int, generator: torch.Ge
         start = int(torch.randint(len(speech) - prompt, (), generator=generator))
         forced[row] = torch.tensor(speech[start : start + prompt])
     return forced
-
-
-@torch.no_grad()
-def write_text(
-    model: Transformer, forced: Tensor, length: int, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Text sampled at temperature 1, and what the teacher's laws on it can be rebuilt from.
-
-    tokens (R, N) int32; hidden (R, N - 1, width) float16, what the head reads after each token;
-    log_normaliser (R, N - 1) float32, log sum exp of the logits.
-    """
-    rows, weight = len(forced), model.embed_tokens.weight.t()
-    device = model.device
-    tokens = torch.zeros(rows, length, dtype=torch.int64, device=device)
-    hidden = torch.empty(rows, length - 1, len(weight), dtype=torch.float16, device=device)
-    log_normaliser = torch.empty(rows, length - 1, device=device)
-    logits = torch.empty(rows, weight.shape[1], dtype=weight.dtype, device=device)
-    scratch = torch.empty(
-        rows if device.type == "cuda" else 32, weight.shape[1], device=device
-    )  # fits a CPU's cache
-    cache = model.new_cache(rows, length)
-    token = forced[:, 0].to(device)
-    for step in range(length):
-        if step:
-            uniform = torch.rand(rows, generator=generator, device=device)
-            for start in range(0, rows, len(scratch)):
-                part = slice(start, min(start + len(scratch), rows))
-                law = scratch[: part.stop - start].copy_(logits[part])
-                top = law.amax(-1, keepdim=True)
-                mass = law.sub_(top).exp_().cumsum_(-1)
-                total = mass[:, -1]
-                log_normaliser[part, step - 1] = total.log() + top[:, 0]
-                drawn = torch.searchsorted(mass, (uniform[part] * total)[:, None])[:, 0]
-                token[part] = drawn.clamp_max(weight.shape[1] - 1)
-            if step < forced.shape[1]:
-                given = forced[:, step].to(device)
-                token = torch.where(given >= 0, given, token)
-        tokens[:, step] = token
-        if step + 1 < length:
-            slot = torch.full((rows, 1), step, device=device)
-            mask = torch.ones(rows, 1, step + 1, dtype=torch.bool, device=device)
-            last = model.hidden(token[:, None], slot, cache, slot, mask)[:, 0]
-            hidden[:, step] = last.half()
-            torch.mm(last, weight, out=logits)
-    found = {"tokens": tokens.int(), "hidden": hidden, "log_normaliser": log_normaliser}
-    return {name: tensor.cpu() for name, tensor in found.items()}
 
 
 def stage_sample(run: Run, settings: Settings, device: str) -> None:
@@ -490,18 +449,6 @@ def fit(
     return record
 
 
-def multiply_adds(model: Transformer) -> int:
-    """Per token, of the matrix products alone; attention over a context is left out."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 1, dtype=torch.int64, device=model.device))
-    products = counter.get_flop_counts().get("Global", {})
-    return sum(count for name, count in products.items() if "mm" in str(name)) // 2
-
-
-def own_parameters(draft: Transformer) -> int:
-    return sum(p.numel() for name, p in draft.named_parameters() if name != "embed_tokens.weight")
-
-
 def stage_shapes(run: Run, settings: Settings, device: str) -> None:
     """Every shape on the same tokens; one line of shapes.jsonl each."""
     teacher = load_pair("smollm2", device).target
@@ -597,12 +544,6 @@ def write(file: str, content: bytes) -> dict[str, str]:
     return {"file": file, "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def speed(acceptance: float, cost: float) -> float:
-    """Predicted gain of drafting one path, if a call of the target costs the same for all of it."""
-    tokens = sum(acceptance**depth for depth in range(DRAFT_LENGTH + 1))
-    return tokens / (1 + DRAFT_LENGTH * cost)
-
-
 def compared(run: Run, settings: Settings) -> str:
     """The card's part on shapes; empty where the run compared none."""
     path, length = run.records / "shapes.jsonl", DRAFT_LENGTH
@@ -659,7 +600,7 @@ accepted, and that is all.
 Acceptance of one draft, the mean of sum min(draft, target), was {record["acceptance"]:.3f} at the
 end of training, in {settings.held_out_rows} windows of {length} tokens that the target wrote and no
 draft learned from, in bfloat16. Longer texts are untried.
-`python -m spectr_experiments.drafts` compares all drafts: its records are in
+`python -m spectr_lite reproduce drafts` compares all drafts: its records are in
 `results/smollm2-drafts`, its table is `spectr_lite/results/smollm2-drafts.json`.
 
 ## Training
