@@ -51,7 +51,12 @@ def steps(run_id: str, scratch: str) -> list[Step]:
         return reproduce("decoding", f"decoding-{pair}", ["--pair", pair], tiny, minutes, 1.5)
 
     def reproduce(
-        experiment: str, name: str, full: list[str], tiny: list[str], minutes: float, spare: float = 1
+        experiment: str,
+        name: str,
+        full: list[str],
+        tiny: list[str],
+        minutes: float,
+        spare: float = 1,
     ) -> Step:
         command = ["-m", "spectr_lite", "reproduce", experiment]
         full = [*full, "--device", "cuda", "--run-id", run_id, "--minutes", f"{minutes}"]

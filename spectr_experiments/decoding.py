@@ -100,19 +100,23 @@ def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) ->
 
 def make_config(pair: Any, device: torch.device, quick: bool) -> Record:
     """All that decides what a run records, but its prompts."""
-    caches = ["dynamic", "static"] if device.type == "cuda" else ["dynamic"]
-    if importlib.util.find_spec("transformers") is None:
-        print("transformers is not installed: its generate is left out")
-        caches = []
     slow = device.type == "cpu" and pair.name != "bundled"
     return FULL | (QUICK if quick else LARGE_ON_A_CPU if slow else {}) | {
         "pair": pair.name,
         "device": device.type,
         "dtype": str(next(pair.target.parameters()).dtype).removeprefix("torch."),
         "weights_sha256": {"target": weights_sha256(pair.target), "draft": weights_sha256(pair.draft)},
-        "library_caches": caches,
+        "library_caches": library_caches(device),
         "most_rounds": 1 if quick else MOST_ROUNDS,
     }  # fmt: skip
+
+
+def library_caches(device: torch.device) -> list[str]:
+    """The kinds of cache that transformers' generate is timed with."""
+    if importlib.util.find_spec("transformers") is None:
+        print("transformers is not installed: its generate is left out")
+        return []
+    return ["dynamic", "static"] if device.type == "cuda" else ["dynamic"]
 
 
 # --- measuring ------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,9 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import BPE
+from tiny_models import write_pair
 
 from spectr_experiments import appendix_e, command, table1
 from spectr_lite import models, stats
@@ -33,28 +30,7 @@ FINISHED = "tiny-x/records.jsonl.gz"
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     """A directory with a random pair over bytes, which decodes in no time."""
-    folder = tmp_path_factory.mktemp("pair") / "tiny"
-    folder.mkdir()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: place for place, token in enumerate([*alphabet, models.END_OF_TEXT])}
-    tokenizer = Tokenizer(BPE(vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    shape = {"vocab_size": 257, "heads": 2, "kv_heads": 2, "context": 128, "layers": 1}
-    shape |= {"rope_theta": 10000.0, "norm_eps": 1e-5}
-    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-    config = {"tokenizer": {"file": "tokenizer.json", "sha256": digest}}
-    torch.manual_seed(0)
-    for role, width in (("target", 16), ("draft", 8)):
-        architecture = {**shape, "width": width, "ffn": 2 * width}
-        model = models.Transformer(models.TransformerConfig(**architecture))
-        model.embed_tokens.weight.data *= 10  # so that the two disagree at times
-        path = folder / f"{role}.safetensors"
-        save_file(model.state_dict(), path)
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        config[role] = {"file": path.name, "sha256": sha256, "architecture": architecture}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return write_pair(tmp_path_factory.mktemp("pair") / "tiny")
 
 
 @pytest.fixture(scope="module")
