@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from spectr_experiments import clocks
-from spectr_experiments.records import Phase, Plan, Record, Run
+from spectr_experiments.records import Phase, Plan, Record, Run, grouped
 from spectr_lite.models import Transformer, TransformerConfig
 
 SHAPE = {"vocab_size": 16_384, "context": 512}
@@ -91,9 +91,7 @@ def measure(config: Record, target: Any, draft: Any, run: Run, seconds: float | 
 
 def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
     """One run of spectr_lite/results/appendix-e.json. Ratios are to a turn without drafts."""
-    by_cell: dict[tuple, list[Record]] = {}
-    for record in run.read("records"):
-        by_cell.setdefault((record["num_drafts"], record["draft_length"]), []).append(record)
+    by_cell = grouped(run.read("records"), ["num_drafts", "draft_length"])
     alone = _median(by_cell[0, 0], "score")
     step = _median(by_cell[0, 0], "turn")
     rows = []

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from spectr_experiments import clocks
-from spectr_experiments.records import Phase, Plan, Record, Run, place, weights_sha256
+from spectr_experiments.records import Phase, Plan, Record, Run, grouped, place, weights_sha256
 from spectr_lite import verifiers
 from spectr_lite.book import costs
 from spectr_lite.book.recorded import paper
@@ -44,11 +44,7 @@ SCHEMA = {
                "copies_bytes": int, "peak_bytes": int | None},
     "forward": {"part": str | None, "call": str, "repeat": int, "seconds": float},
 }  # fmt: skip
-KEYS = {
-    "records": ("job", "round"),
-    "memory": ("num_drafts",),
-    "forward": ("call", "repeat"),
-}
+KEYS = {"records": ("job", "round"), "memory": ("num_drafts",), "forward": ("call", "repeat")}
 MOST_ROUNDS = 50
 REPLAYS = 20
 LEAST_ROUNDS = 3
@@ -344,6 +340,11 @@ class Measured:
         return emitted / int(self.turns.sum()) / self.job["rows"]
 
     @property
+    def nodes(self) -> float | None:
+        several = self.job["num_drafts"] > 1
+        return statistics.fmean(line["nodes"] for line in self.lines) if several else None
+
+    @property
     def efficiency_error(self) -> float | None:
         """Standard error of the block efficiency, from how its rounds differ; None for one."""
         emitted = np.array([line["emitted"] for line in self.lines]) / self.job["rows"]
@@ -386,11 +387,10 @@ class Measured:
 
 
 def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
-    by_job: dict[tuple, list[Record]] = {}
-    for record in run.read("records"):
-        by_job.setdefault(place(record, ["job"]), []).append(record)
+    by_job = grouped(run.read("records"), ["job"])
     rounds = min(len(lines) for lines in by_job.values())  # whole ones
-    found = [Measured(lines[0]["job"], lines[:rounds]) for lines in by_job.values()]
+    places = [place({"job": job}, ["job"]) for job in jobs(config)]
+    found = [Measured(by_job[p][0]["job"], by_job[p][:rounds]) for p in places if p in by_job]
     temperature, (most, longest) = config["temperature"], config["corner"]
 
     def get(
@@ -401,10 +401,10 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
         return next(m for m in found if m.job == wanted)
 
     methods, library, stages = [], [], []
-    calls: dict[str, list[float]] = {}
-    for record in run.read("forward"):
-        calls.setdefault(record["call"], []).append(record["seconds"])
-    call_seconds = {name: statistics.median(seconds) for name, seconds in calls.items()}
+    call_seconds = {
+        name: statistics.median(record["seconds"] for record in lines)
+        for (name,), lines in grouped(run.read("forward"), ["call"]).items()
+    }
     for m in found:
         part, rows = m.job["part"], m.job["rows"]
         if part == "library":
@@ -433,20 +433,15 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
                     "cost": spread(m.per_turn / alone.per_turn),
                     "speedup": m.times_as_fast_as(alone),
                     "gain": m.times_as_fast_as(get(1, longest, rows)),
-                    "nodes": statistics.fmean(line["nodes"] for line in m.lines)
-                    if m.job["num_drafts"] > 1
-                    else None,
+                    "nodes": m.nodes,
                 }
             )
     one = [m for m in methods if m["rows"] == 1 and m["num_drafts"]]
     fit = costs.fit_costs(
         {(m["num_drafts"], m["draft_length"]): m["cost"]["median"]
          for m in one if m["verifier"] == "kseq"})  # fmt: skip
-    corner = next(
-        m
-        for m in one
-        if [m["num_drafts"], m["draft_length"], m["verifier"]] == [*config["corner"], "kseq"]
-    )
+    wanted = [*config["corner"], "kseq"]
+    corner = next(m for m in one if [m["num_drafts"], m["draft_length"], m["verifier"]] == wanted)
     best = max((m for m in one if m["num_drafts"] > 1), key=lambda m: m["speedup"]["median"])
     # Speculative decoding has a best length of its own, which need not be the longest.
     single = max(
@@ -476,11 +471,8 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
 def needed(fit: costs.Costs, corner: Record, most: int, longest: int) -> dict[str, float | None]:
     """For the paper's speed-up: the block efficiency at this cost; or, at this block efficiency, the
     draft's cost, with scoring as it is and with scoring of any number of tokens for the price of one."""
-    wanted, cost, efficiency = (
-        TARGETS["speedup"][0],
-        corner["cost"]["median"],
-        corner["block_efficiency"],
-    )
+    wanted, cost = TARGETS["speedup"][0], corner["cost"]["median"]
+    efficiency = corner["block_efficiency"]
     left = efficiency / wanted - fit.fixed
     return {
         "speedup": wanted,
@@ -511,9 +503,9 @@ def verdicts(turn: Record, corner: Record, best: Record, theirs: float | None) -
     for name, found, at in rows:
         goal, below, says = TARGETS[name]
         met = None if found is None else bool(found <= goal if below else found >= goal)
-        place = {n: at[n] for n in names} if at else None
+        where = {n: at[n] for n in names} if at else None
         table.append({"target": name, "says": says, "goal": goal, "below": below,
-                      "found": found, "met": met, "at": place, "best": at is best})  # fmt: skip
+                      "found": found, "met": met, "at": where, "best": at is best})  # fmt: skip
     return table
 
 

@@ -195,6 +195,14 @@ def place(record: Record, key: Sequence[str]) -> tuple:
     return tuple(json.dumps(v, sort_keys=True) if isinstance(v, dict) else v for v in values)
 
 
+def grouped(records: Iterable[Record], fields: Sequence[str]) -> dict[tuple, list[Record]]:
+    """Records by the values of some fields, in the order they come."""
+    found: dict[tuple, list[Record]] = {}
+    for record in records:
+        found.setdefault(place(record, fields), []).append(record)
+    return found
+
+
 def merge(parts: Iterable[list[Record]], key: Sequence[str]) -> list[Record]:
     """All records once, in the order they came. Two that differ under one key: ValueError."""
     found: dict[tuple, Record] = {}
@@ -282,7 +290,8 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        return self.is_old or (self.folder / "manifest.json").exists()
+        merged = not any(self.folder.glob("*.part-*"))
+        return self.is_old or (merged and (self.folder / "manifest.json").exists())
 
     @property
     def config(self) -> Record:

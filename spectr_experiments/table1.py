@@ -35,7 +35,9 @@ from spectr_experiments.records import (
     Plan,
     Record,
     Run,
+    grouped,
     in_time,
+    place,
     progress,
     weights_sha256,
 )
@@ -59,6 +61,7 @@ PHASES = {"block-efficiency": "records", "timing": "timing", "draft-laws": "draf
 SHARES = {"block-efficiency": 0.65, "timing": 0.2, "draft-laws": 0.15}  # of the time, if limited
 
 CELL = {"cell": str, "verifier": str, "num_drafts": int, "draft_length": int, "temperature": float}
+FIELDS = list(CELL)[1:]
 COUNTS = {"prompt": int, "calls": int, "emitted": int}
 SCHEMA = {
     "records": {**CELL, "seed": int, **COUNTS},
@@ -417,9 +420,7 @@ def ranks() -> tuple[int, int, int]:
 def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
     """One run of spectr_lite/results/table1.json."""
     records, timed = run.read("records"), run.read("timing")
-    by_cell: dict[Cell, list[Record]] = {}
-    for record in records:
-        by_cell.setdefault(_cell(record), []).append(record)
+    by_cell = {Cell(*key): lines for key, lines in grouped(records, FIELDS).items()}
     speeds = _speeds(timed)
     cells = [Cell.parse(text) for text in config["timing"]["cells"] if text.startswith("auto")]
     cells += [
@@ -462,10 +463,6 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
     }
 
 
-def _cell(record: Record) -> Cell:
-    return Cell(*(record[name] for name in list(CELL)[1:]))
-
-
 def _efficiency(records: list[Record], influence: dict[int, float]) -> Record:
     """Prompts are the independent units: the seeds of a prompt are summed before anything else."""
     sums: dict[int, np.ndarray] = {}
@@ -485,9 +482,10 @@ def _efficiency(records: list[Record], influence: dict[int, float]) -> Record:
 
 
 def _speeds(timed: list[Record]) -> dict[Cell, Record]:
-    rounds: dict[Cell, dict[int, Record]] = {}
-    for record in timed:
-        rounds.setdefault(_cell(record), {})[record["round"]] = record
+    rounds = {
+        Cell(*key): {record["round"]: record for record in lines}
+        for key, lines in grouped(timed, FIELDS).items()
+    }
     found = {}
     for cell, mine in rounds.items():
         base = rounds.get(autoregressive(cell.temperature), {})
@@ -511,15 +509,11 @@ def _speeds(timed: list[Record]) -> dict[Cell, Record]:
 
 
 def _law_rows(records: list[Record]) -> list[Record]:
-    values: dict[tuple, list[float]] = {}
-    for record in records:
-        place = tuple(record[name] for name in ("law", "rule", "k", "temperature"))
-        values.setdefault(place, []).append(record["acceptance"])
-    rows = []
-    for (law, rule, k, temperature), found in values.items():
-        mean = mean_interval(found)
-        rows.append({"law": law, "rule": rule, "k": k, "temperature": temperature, "n": mean.n,
-                     "acceptance": mean.mean, "interval": [mean.low, mean.high]})  # fmt: skip
+    fields, rows = ("law", "rule", "k", "temperature"), []
+    for key, lines in grouped(records, fields).items():
+        mean = mean_interval([record["acceptance"] for record in lines])
+        found = {"n": mean.n, "acceptance": mean.mean, "interval": [mean.low, mean.high]}
+        rows.append(dict(zip(fields, key, strict=True)) | found)
     return rows
 
 
@@ -543,4 +537,4 @@ def show(found: Record) -> None:
             if paper_row
             else ""
         )
-        print(f"{ours:<28} {speed}   {_cell(row).name:<28}  {beside}".rstrip())
+        print(f"{ours:<28} {speed}   {Cell(*place(row, FIELDS)).name:<28}  {beside}".rstrip())

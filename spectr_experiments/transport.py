@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from spectr_experiments import clocks
-from spectr_experiments.records import Phase, Plan, Record, Run
+from spectr_experiments.records import Phase, Plan, Record, Run, grouped
 from spectr_lite import distributions, transport
 from spectr_lite.distributions import IID, check_pair
 from spectr_lite.transport import nested
@@ -321,11 +321,10 @@ def measure(config: Record, run: Run, seconds: float | None) -> None:
 def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
     """Medians, quartiles, and the ratios between jobs of the run."""
     records = {kind: run.read(kind) for kind in SCHEMA}
-    times: dict[tuple[str, int], list[float]] = {}
-    for record in records["time"]:
-        times.setdefault((record["job"], record["vocabulary"]), []).append(record["seconds"])
+    timed = grouped(records["time"], ["job", "vocabulary"])
     timings = []
-    for (job, vocabulary), values in times.items():
+    for (job, vocabulary), lines in timed.items():
+        values = [record["seconds"] for record in lines]
         low, middle, high = statistics.quantiles(values, n=4)
         goal = config["goal_ms"].get(f"{job} {vocabulary}")
         row = {

@@ -18,7 +18,7 @@ from functools import partial
 import torch
 
 from spectr_experiments import clocks
-from spectr_experiments.records import Phase, Plan, Record, Run
+from spectr_experiments.records import Phase, Plan, Record, Run, grouped
 from spectr_lite import distributions, verifiers
 from spectr_lite.distributions import IID, sample
 
@@ -118,10 +118,8 @@ def measure(config: Record, run: Run, seconds: float | None) -> None:
 
 def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
     """Medians and quartiles, and their ratios to K-SEQ of the same job."""
-    times: dict[tuple, list[float]] = {}
-    for record in run.read("records"):
-        key = tuple(record[name] for name in ("job", "vocabulary", "verifier", "drafts"))
-        times.setdefault(key, []).append(record["seconds"])
+    found = grouped(run.read("records"), ["job", "vocabulary", "verifier", "drafts"])
+    times = {key: [record["seconds"] for record in lines] for key, lines in found.items()}
     median = {key: statistics.median(values) for key, values in times.items()}
     rows = []
     for key in sorted(times):
@@ -140,12 +138,7 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
                 "rounds": len(times[key]),
             }
         )
-    return {
-        "run": run.folder.name,
-        "config": config,
-        "environment": sessions[-1],
-        "rows": rows,
-    }
+    return {"run": run.folder.name, "config": config, "environment": sessions[-1], "rows": rows}
 
 
 def summary(found: list[Record]) -> Record:
