@@ -59,7 +59,16 @@ def steps(run_id: str, scratch: str) -> list[Step]:
         spare: float = 1,
     ) -> Step:
         command = ["-m", "spectr_lite", "reproduce", experiment]
-        full = [*full, "--device", "cuda", "--run-id", run_id, "--minutes", f"{minutes}"]
+        full = [
+            *full,
+            "--device",
+            "cuda",
+            "--run-id",
+            run_id,
+            "--resume",
+            "--minutes",
+            f"{minutes}",
+        ]
         tiny = [*tiny, "--device", "cpu", "--results", scratch, "--minutes", "0.05"]
         return Step(name, [*command, *full], [*command, *tiny], minutes + spare)
 
