@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import shutil
 import signal
@@ -12,7 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from tiny_models import write_pair
 
 from spectr_experiments import (
@@ -27,7 +30,7 @@ from spectr_experiments import (
     transport,
 )
 from spectr_lite.__main__ import main
-from spectr_lite.models import TransformerConfig, load_pair
+from spectr_lite.models import TransformerConfig, load_pair, prompts
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = {
@@ -144,6 +147,18 @@ def test_a_run_that_was_cut_at_any_byte_goes_on(
             if not MEASURED & set(command.module_of(whole).SCHEMA[kind]):
                 assert (folder / path.name).read_bytes() == path.read_bytes()
     command.summary(command.module_of(whole), [command.run_at(whole)])
+
+
+def test_next_token_laws_come_back_from_their_records(
+    reproduce: Callable[..., int], pair: Path, tmp_path: Path
+) -> None:
+    assert reproduce("next-token-laws", tmp_path) == 0
+    laws = np.load(io.BytesIO(command.summary_of(command.run_at(folder_of(tmp_path)))))
+    tiny = load_pair(str(pair))
+    held = prompts.load("sotu", tiny.tokenizer, count=2).tokens
+    for name, model in (("target", tiny.target), ("drop6", tiny.draft), ("drop3", tiny.draft)):
+        expected = [model(torch.tensor([tokens]))[0, -1].log_softmax(-1) for tokens in held]
+        np.testing.assert_allclose(laws[name], torch.stack(expected).numpy(), rtol=2e-3)
 
 
 def test_a_killed_benchmark_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
