@@ -47,8 +47,8 @@ format: $(STAMP)  ## Mend what lint can mend by itself
 check-site: $(STAMP)  ## Check the built site, in headless Chromium too where there is one
 	$(BIN)/python scripts/site/check_site.py $(if $(REQUIRE_ALL),--require-browser)
 
-tables: $(STAMP)  ## Write every generated summary and table again, from results/
-	$(BIN)/python scripts/tables.py
+tables: $(STAMP)  ## Write every summary of the recorded runs again, from results/
+	$(BIN)/python -m spectr_lite reproduce summarise
 
 picture: $(STAMP)  ## The README's picture, from the screenshots of check-site
 	$(BIN)/python scripts/site/readme_picture.py

@@ -1,8 +1,11 @@
-"""The paper's experiments, one command each: Table 1 and Appendix E. The paper's numbers: paper.json.
+"""Every recorded number of the book, by one command: the paper's Table 1 and Appendix E, and what the
+parts of the package cost. The paper's own numbers: spectr_lite/book/paper.json.
 
     python -m spectr_lite reproduce table1 --pair bundled --subset      block efficiency, then timing
     python -m spectr_lite reproduce appendix-e                          latency along K and along L
+    python -m spectr_lite reproduce decoding | transport | verifiers | drafts | models | next-token-laws
     python -m spectr_lite reproduce verify results/table1/bundled-cpu-2   a finished run, by its hashes
+    python -m spectr_lite reproduce summarise                           results/ -> spectr_lite/results/
 
 A run is results/<experiment>/<run-id>/ (table1: <pair>-<run-id>/) with config.json, env.json (one entry
 per session), manifest.json (hashes) and its records, gzipped JSON lines in a fixed order. Table 1 has

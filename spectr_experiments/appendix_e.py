@@ -11,14 +11,16 @@ The O(1)-call model takes the large model's call for K (L + 1) positions to cost
 
 from __future__ import annotations
 
+import argparse
 import statistics
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from spectr_experiments import clocks
-from spectr_experiments.records import Record, Run
+from spectr_experiments.records import Phase, Plan, Record, Run, grouped
 from spectr_lite.models import Transformer, TransformerConfig
 
 SHAPE = {"vocab_size": 16_384, "context": 512}
@@ -26,11 +28,22 @@ TARGET = TransformerConfig(**SHAPE, width=768, layers=12, heads=12, kv_heads=12,
 DRAFT = TransformerConfig(**SHAPE, width=256, layers=2, heads=4, kv_heads=4, ffn=688)
 CELLS = [(0, 0), *((k, 4) for k in (1, 2, 4, 8, 16)), *((8, n) for n in (1, 2, 8)), (1, 8)]
 STAGES = clocks.STAGES
+FOLDER = "appendix-e"
 SCHEMA = {
     "records": {"num_drafts": int, "draft_length": int, "round": int, "calls": int}
     | dict.fromkeys((*STAGES, "turn"), float)
 }
 KEYS = {"records": ("num_drafts", "draft_length", "round")}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=10, help="default: %(default)s")
+
+
+def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Plan]:
+    config = make_config(device, dtype, args.rounds)
+    timing = partial(measure, config, *models(device, dtype))
+    yield Plan(args.run_id or device.type, config, [Phase("latency", ["records"], timing)])
 
 
 def make_config(device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
@@ -60,38 +73,32 @@ def models(device: torch.device, dtype: torch.dtype) -> tuple[Transformer, Trans
     return tuple(model.to(device, dtype) for model in made)
 
 
-def measure(
-    run: Run, config: Record, target: Any, draft: Any, seconds: float | None = None
-) -> None:
-
-    def measure_one(cell: tuple[int, int], number: int) -> Record:
+def measure(config: Record, target: Any, draft: Any, run: Run, seconds: float | None) -> None:
+    def turn(cell: Record, number: int) -> Record:
         generator = torch.Generator().manual_seed(number)
         prompt = torch.randint(target.vocab_size, (config["prompt_length"],), generator=generator)
         turns = clocks.stage_turns(
             target, draft, [prompt.tolist()], new_tokens=config["new_tokens"], generator=number,
-            verifier=config["verifier"], num_drafts=cell[0], draft_length=cell[1],
+            verifier=config["verifier"], **cell,
         )  # fmt: skip
         each = {stage: turns.stages[stage] / turns.count for stage in STAGES}
-        place = {"num_drafts": cell[0], "draft_length": cell[1], "round": number}
-        return {**place, "calls": turns.count, **each, "turn": turns.per_turn}
+        return {"calls": turns.count, **each, "turn": turns.per_turn}
 
-    cells = [tuple(cell) for cell in config["cells"]]
-    run.rounds("records", cells, config["rounds"], lambda c, n: (*c, n), measure_one, seconds)
+    cells = [{"num_drafts": k, "draft_length": length} for k, length in config["cells"]]
+    jobs = [(cell, partial(turn, cell)) for cell in cells]
+    run.rounds("records", jobs, config["rounds"], seconds, least=1)
 
 
 def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
     """One run of spectr_lite/results/appendix-e.json. Ratios are to a turn without drafts."""
-    by_cell: dict[tuple, list[Record]] = {}
-    for record in run.read("records"):
-        by_cell.setdefault((record["num_drafts"], record["draft_length"]), []).append(record)
+    by_cell = grouped(run.read("records"), ["num_drafts", "draft_length"])
     alone = _median(by_cell[0, 0], "score")
     step = _median(by_cell[0, 0], "turn")
     rows = []
     for (drafts, length), records in by_cell.items():
         row: Record = {"num_drafts": drafts, "draft_length": length, "n": len(records)}
         row |= {name: _median(records, name) for name in (*STAGES, "turn")}
-        values = [record["turn"] for record in records]
-        row["turn_quartiles"] = np.quantile(values, [0.25, 0.75]).tolist()
+        row["turn_quartiles"] = clocks.quartiles([record["turn"] for record in records])
         row["positions"] = 1 + drafts * length
         row["score_ratio"] = row["score"] / alone
         row["verify_ratio"] = row["verify"] / alone
@@ -109,3 +116,15 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
 
 def _median(records: list[Record], name: str) -> float:
     return statistics.median(record[name] for record in records)
+
+
+def summary(found: list[Record]) -> Record:
+    return {"command": "python -m spectr_lite reproduce appendix-e", "runs": found}
+
+
+def show(found: Record) -> None:
+    print("  K  L  positions  draft  score  verify  turn (ms)  turn / autoregressive turn")
+    for row in found["cells"]:
+        times = "  ".join(f"{row[n] * 1e3:6.1f}" for n in ("draft", "score", "verify", "turn"))
+        cell = f"{row['num_drafts']:3} {row['draft_length']:2}  {row['positions']:9}"
+        print(f"{cell}  {times}     {row['turn_ratio']:.2f}")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,17 @@ def wait(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """How long one call takes, until the device has done all of it."""
+    start = wait(device)
+    call()
+    return wait(device) - start
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    return np.quantile(values, [0.25, 0.75]).tolist()
 
 
 @dataclass(frozen=True)
@@ -163,20 +175,17 @@ def _timed_calls(
     models: Mapping[str, torch.nn.Module], seconds: dict[str, float]
 ) -> Iterator[None]:
     """Add up, as "<name> forward", the time of the models' calls on a CPU."""
+    begun: dict[str, float] = {}
+    with contextlib.ExitStack() as hooks:
+        for name, model in models.items():
 
-    def timed(name: str, function: Callable) -> Callable:
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            start = time.perf_counter()
-            result = function(*arguments, **keywords)
-            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
-            return result
+            def begin(*_: Any, name: str = name) -> None:
+                begun[name] = time.perf_counter()
 
-        return call
+            def end(*_: Any, name: str = name) -> None:
+                spent = time.perf_counter() - begun[name]
+                seconds[f"{name} forward"] = seconds.get(f"{name} forward", 0.0) + spent
 
-    for name, model in models.items():
-        model.forward = timed(f"{name} forward", model.forward)
-    try:
+            hooks.callback(model.register_forward_pre_hook(begin).remove)
+            hooks.callback(model.register_forward_hook(end).remove)
         yield
-    finally:
-        for model in models.values():
-            del model.forward  # the class has its own

@@ -1,7 +1,6 @@
 """What decoding costs: tokens per second, where a turn's time goes, and what a pair would need.
 
-    python -m spectr_experiments.decoding --pair bundled --run-id cpu-1 [--device cuda] [--minutes 8]
-    python -m spectr_experiments.decoding --summarise
+    python -m spectr_lite reproduce decoding --pair bundled --run-id cpu-1
 
 All jobs of a run take turns within a round, after a warm-up, so that a slow moment touches all of them.
     library   autoregressive decoding by transformers' generate, with the target's own weights
@@ -11,38 +10,43 @@ Reading the prompt is left out everywhere: a loop job is timed from the end of i
 library from its first token. A loop job ends when the first of its rows does. Speed is tokens
 emitted per second; the last block counts whole, as in `Generation.block_efficiency`.
 
-Records go to results/benchmark-decoding/<run-id>-<pair>/records.jsonl, one line per job and round; a
-run that was stopped goes on after its last line. The summary, with the verdicts on the targets
+A run is results/benchmark-decoding/<run-id>-<pair>/. The summary, with the verdicts on the targets
 below, ships in spectr_lite/results/. Nothing here asserts a time.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib.util
 import statistics
-import sys
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from spectr_experiments import clocks, records
+from spectr_experiments import clocks
+from spectr_experiments.records import Phase, Plan, Record, Run, grouped, place, weights_sha256
 from spectr_lite import verifiers
 from spectr_lite.book import costs
-from spectr_lite.book.environment import device_and_dtype
 from spectr_lite.book.recorded import paper
 from spectr_lite.decoding import Decoder, state
 from spectr_lite.distributions import IID
 from spectr_lite.models import load_pair, prompts
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "benchmark-decoding"
-SUMMARY = ROOT / "spectr_lite" / "results" / "benchmark-decoding.json"
-MEASURED = ("spectr_lite", "spectr_experiments/decoding.py", ":!spectr_lite/results")  # summaries
+FOLDER = "benchmark-decoding"
+SCHEMA = {
+    "records": {"part": str, "job": dict, "round": int, "turns": int, "seconds": float,
+                "emitted": int | None, "nodes": float | None, "stages": dict | None},
+    "memory": {"part": str | None, "num_drafts": int, "slots": int, "bytes": int, "text_bytes": int,
+               "copies_bytes": int, "peak_bytes": int | None},
+    "forward": {"part": str | None, "call": str, "repeat": int, "seconds": float},
+}  # fmt: skip
+KEYS = {"records": ("job", "round"), "memory": ("num_drafts",), "forward": ("call", "repeat")}
+MOST_ROUNDS = 50
+REPLAYS = 20
 LEAST_ROUNDS = 3
 
 # What the decoder is held to, one text at a time: the goal, and whether to stay below it.
@@ -75,16 +79,50 @@ QUICK = {
 LARGE_ON_A_CPU = {"new_tokens": 32, "batches": [1, 8]}
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pair", default="bundled")
+    parser.add_argument("--quick", action="store_true", help="one round of a little of everything")
+
+
+def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Plan]:
+    pair = load_pair(args.pair, device, dtype)
+    config = make_config(pair, device, args.quick)
+    texts = prompts.load("sotu", pair.tokenizer, length=config["prompt_length"])
+    config |= {"prompts": texts.description, "prompts_sha256": texts.sha256}
+    timing = partial(measure, config, pair, texts.tokens)
+    name = f"{args.run_id or device.type}-{Path(pair.name).name}"
+    yield Plan(name, config, [Phase("decoding", list(SCHEMA), timing)], minutes=8)
+
+
+def make_config(pair: Any, device: torch.device, quick: bool) -> Record:
+    """All that decides what a run records, but its prompts."""
+    slow = device.type == "cpu" and pair.name != "bundled"
+    return FULL | (QUICK if quick else LARGE_ON_A_CPU if slow else {}) | {
+        "pair": pair.name,
+        "device": device.type,
+        "dtype": str(next(pair.target.parameters()).dtype).removeprefix("torch."),
+        "weights_sha256": {"target": weights_sha256(pair.target), "draft": weights_sha256(pair.draft)},
+        "library_caches": library_caches(device),
+        "most_rounds": 1 if quick else MOST_ROUNDS,
+    }  # fmt: skip
+
+
+def library_caches(device: torch.device) -> list[str]:
+    """The kinds of cache that transformers' generate is timed with."""
+    if importlib.util.find_spec("transformers") is None:
+        print("transformers is not installed: its generate is left out")
+        return []
+    return ["dynamic", "static"] if device.type == "cuda" else ["dynamic"]
+
+
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def jobs(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def jobs(config: Record) -> Iterator[Record]:
     """What takes turns in a round: {"part", "rows", "temperature"} and a shape, or a kind of cache."""
     grid, (most, longest), temperature = (config[n] for n in ("grid", "corner", "temperature"))
 
-    def job(
-        part: str, k: int, length: int, verifier: str = "kseq", rows: int = 1
-    ) -> dict[str, Any]:
+    def job(part: str, k: int, length: int, verifier: str = "kseq", rows: int = 1) -> Record:
         shape = {"num_drafts": k, "draft_length": length, "verifier": verifier}
         return {"part": part, "rows": rows, "temperature": temperature, **shape}
 
@@ -110,19 +148,15 @@ def jobs(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield job("stages", most, longest, rule)
 
 
-def work(job: dict[str, Any], pair: Any, library: Any, texts: list[list[int]], seed: int, new: int):
+def work(
+    job: Record, pair: Any, library: Any, texts: list[list[int]], new: int, seed: int
+) -> Record:
     """What one job measured in one round: turns, their seconds, the tokens they emitted."""
     rows = [texts[(seed + i) % len(texts)] for i in range(job["rows"])]
     if job["part"] == "library":
         return run_library(library, rows, job, seed, new)
-    settings = {
-        "num_drafts": job["num_drafts"],
-        "draft_length": max(job["draft_length"], 1),
-        "verifier": job["verifier"],
-        "temperature": job["temperature"],
-        "new_tokens": new,
-        "generator": seed,
-    }
+    settings = {name: job[name] for name in ("num_drafts", "verifier", "temperature")}
+    settings |= {"draft_length": max(job["draft_length"], 1), "new_tokens": new, "generator": seed}
     draft = pair.draft if job["num_drafts"] else None
     if job["part"] == "loop":
         run = clocks.run_turns(pair.target, draft, rows, **settings)
@@ -170,7 +204,7 @@ def library_model(target: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def run_library(model: Any, rows: list[list[int]], job: dict[str, Any], seed: int, new: int):
+def run_library(model: Any, rows: list[list[int]], job: Record, seed: int, new: int) -> Record:
     """transformers' generate, timed from its first token on."""
     from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -196,136 +230,106 @@ def run_library(model: Any, rows: list[list[int]], job: dict[str, Any], seed: in
     return {"turns": new - 1, "seconds": seconds, "emitted": (new - 1) * len(rows)}
 
 
-def forwards(pair: Any, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """On a GPU: the models' calls in a turn, each captured in a graph of its own and replayed."""
+def forwards(pair: Any, config: Record) -> dict[str, tuple[Any, int]]:
+    """The models' calls in a turn: model and number of tokens."""
     k, length = config["corner"]
-    slots = config["prompt_length"] + config["new_tokens"] + k * length
-    calls = {
+    return {
         "step": (pair.target, 1),
         "score": (pair.target, 1 + k * length),
         "draft": (pair.draft, k),
         "draft root": (pair.draft, 2),
     }
-    for name, (model, count) in calls.items():
-        where = {"dtype": torch.int64, "device": model.device}
-        tokens, place = torch.zeros(1, count, **where), torch.arange(count, **where)[None]
-        mask = torch.ones(1, count, slots, dtype=torch.bool, device=model.device)
-        arguments = tokens, place, model.new_cache(1, slots), place, mask
-        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        with torch.no_grad():
-            with torch.cuda.stream(side):
-                for _ in range(3):
-                    model(*arguments)
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph):
-                model(*arguments)
-        for repeat in range(20):
-            start = clocks.wait(model.device)
-            graph.replay()
-            seconds = clocks.wait(model.device) - start
-            yield {"part": "forward", "call": name, "repeat": repeat, "seconds": seconds}
 
 
-def memory(pair: Any, texts: list[list[int]], config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The caches by number of drafts: bytes in all, those of the text, and those that a copy of the
-    text for each draft would take. On a GPU also the peak of all memory beyond what was held."""
-    device, longest = torch.device(pair.target.device), config["corner"][1]
+@torch.no_grad()
+def replay(name: str, model: Any, count: int, slots: int) -> list[Record]:
+    """On a GPU: one of those calls captured in a graph of its own, and replayed."""
+    where = {"dtype": torch.int64, "device": model.device}
+    tokens, slot = torch.zeros(1, count, **where), torch.arange(count, **where)[None]
+    mask = torch.ones(1, count, slots, dtype=torch.bool, device=model.device)
+    arguments = tokens, slot, model.new_cache(1, slots), slot, mask
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            model(*arguments)
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        model(*arguments)
+    return [
+        {"call": name, "repeat": n, "seconds": clocks.seconds_of(graph.replay, model.device)}
+        for n in range(REPLAYS)
+    ]
+
+
+def memory(pair: Any, texts: list[list[int]], config: Record, k: int) -> Record:
+    """The caches with k drafts: bytes in all, those of the text, and those that a copy of the text
+    for each draft would take. On a GPU also the peak of all memory beyond what was held."""
+    device, peak = torch.device(pair.target.device), None
     text = config["prompt_length"] + config["new_tokens"]
-    for k in config["memory_drafts"]:
-        peak = None
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            held = torch.cuda.memory_allocated(device)
-        decoder = Decoder(pair.target, pair.draft, num_drafts=k, draft_length=longest)
-        decoder.generate(texts[:1], max_new_tokens=config["new_tokens"])
-        if device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(device) - held
-        size, slots = decoder.state.cache_bytes, decoder.state.slots
-        yield {
-            "part": "memory",
-            "num_drafts": k,
-            "slots": slots,
-            "bytes": size,
-            "text_bytes": size * text // slots,
-            "copies_bytes": size * text // slots * max(k, 1),
-            "peak_bytes": peak,
-        }
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+    decoder = Decoder(pair.target, pair.draft, num_drafts=k, draft_length=config["corner"][1])
+    decoder.generate(texts[:1], max_new_tokens=config["new_tokens"])
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) - held
+    size, slots = decoder.state.cache_bytes, decoder.state.slots
+    return {
+        "num_drafts": k,
+        "slots": slots,
+        "bytes": size,
+        "text_bytes": size * text // slots,
+        "copies_bytes": size * text // slots * max(k, 1),
+        "peak_bytes": peak,
+    }
 
 
-def measure(pair: Any, texts: list[list[int]], config: dict[str, Any], folder: Path) -> None:
-    """Append records until the minutes are over: whole rounds, and LEAST_ROUNDS of them at least."""
-    records = folder / "records.jsonl"
-    done = read_records(folder) if records.exists() else []
+def measure(
+    config: Record, pair: Any, texts: list[list[int]], run: Run, seconds: float | None
+) -> None:
+    """Whole rounds until the time is over, and LEAST_ROUNDS of them at least."""
     library = library_model(pair.target) if config["library_caches"] else None
-    todo, begin = list(jobs(config)), time.monotonic()
     # A GPU records its graphs in the warm-up, for buffers of this length.
     warm_up = config["new_tokens" if config["device"] == "cuda" else "warm_up_tokens"]
-
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - begin:6.0f} s  {text}", flush=True)
-
-    for job in list(todo):
+    turns = []
+    for job in jobs(config):
+        turn = partial(work, job, pair, library, texts)
         try:
-            work(job, pair, library, texts, 0, warm_up)
+            turn(warm_up, 0)
         except Exception as error:
             if job.get("cache") != "static":  # which wants a compiler; no run ends for that
                 raise
-            say(f"left out {job}: {type(error).__name__}: {error}")
-            todo.remove(job)
-    say(f"warm; {len(todo)} jobs")
-    with records.open("a", encoding="utf-8") as out:
-
-        def write(line: dict[str, Any]) -> None:
-            out.write(json.dumps(line) + "\n")
-            out.flush()
-
-        if not any(record["part"] == "memory" for record in done):
-            for line in memory(pair, texts, config):
-                write(line)
-        if config["device"] == "cuda" and not any(r["part"] == "forward" for r in done):
-            for line in forwards(pair, config):
-                write(line)
-        for turn in range(rounds_in(done), config["most_rounds"]):
-            if turn >= LEAST_ROUNDS and time.monotonic() - begin > 60 * config["minutes"]:
-                break
-            for job in todo:
-                found = work(job, pair, library, texts, turn, config["new_tokens"])
-                write({"part": job["part"], "job": job, "round": turn, **found})
-            say(f"round {turn + 1}")
-
-
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def by_job(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The lines of each job by round; a round begun again replaces what was cut off."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for record in records:
-        if "job" in record:
-            key = json.dumps(record["job"], sort_keys=True)
-            found.setdefault(key, {})[record["round"]] = record
-    return {key: list(lines.values()) for key, lines in found.items()}
-
-
-def rounds_in(records: list[dict[str, Any]]) -> int:
-    """Whole rounds."""
-    return min((len(lines) for lines in by_job(records).values()), default=0)
+            print(f"left out {job}: {type(error).__name__}: {error}", flush=True)
+        else:
+            turns.append(({"part": job["part"], "job": job}, partial(turn, config["new_tokens"])))
+    drafts = config["memory_drafts"]
+    run.fill("memory", drafts, lambda k: [{"num_drafts": k}],
+             lambda k: [memory(pair, texts, config, k)], None)  # fmt: skip
+    if config["device"] == "cuda":
+        calls = forwards(pair, config)
+        k, length = config["corner"]
+        slots = config["prompt_length"] + config["new_tokens"] + k * length
+        run.fill("forward", list(calls),
+                 lambda name: [{"call": name, "repeat": n} for n in range(REPLAYS)],
+                 lambda name: replay(name, *calls[name], slots), None)  # fmt: skip
+    run.rounds(
+        "records", turns, config["most_rounds"], seconds, warm_up=0,
+        least=min(LEAST_ROUNDS, config["most_rounds"]),
+    )  # fmt: skip
 
 
 # --- summary --------------------------------------------------------------------------------------
 
 
-def spread(values: list[float]) -> dict[str, Any]:
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return {"median": float(middle), "quartiles": [float(low), float(high)], "n": len(values)}
+def spread(values: np.ndarray) -> Record:
+    middle = float(np.quantile(values, 0.5))
+    return {"median": middle, "quartiles": clocks.quartiles(values), "n": len(values)}
 
 
 class Measured:
     """The rounds of one job."""
 
-    def __init__(self, job: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+    def __init__(self, job: Record, lines: list[Record]) -> None:
         self.job, self.lines = job, lines
         self.turns, self.seconds = (np.array([x[n] for x in lines]) for n in ("turns", "seconds"))
         self.per_turn = self.seconds / self.turns
@@ -336,6 +340,11 @@ class Measured:
         return emitted / int(self.turns.sum()) / self.job["rows"]
 
     @property
+    def nodes(self) -> float | None:
+        several = self.job["num_drafts"] > 1
+        return statistics.fmean(line["nodes"] for line in self.lines) if several else None
+
+    @property
     def efficiency_error(self) -> float | None:
         """Standard error of the block efficiency, from how its rounds differ; None for one."""
         emitted = np.array([line["emitted"] for line in self.lines]) / self.job["rows"]
@@ -344,13 +353,13 @@ class Measured:
             return None
         return float((off @ off * rounds / (rounds - 1)) ** 0.5 / self.turns.sum())
 
-    def times_as_fast_as(self, other: Measured) -> dict[str, Any]:
+    def times_as_fast_as(self, other: Measured) -> Record:
         """Tokens per second over the other's. Block efficiency is that of all rounds, for texts differ;
         the time of a turn is compared within each round."""
         factor = self.block_efficiency / other.block_efficiency
         return spread(factor * other.per_turn / self.per_turn)
 
-    def stages(self, loop: Measured, step: Measured, calls: dict[str, float]) -> dict[str, Any]:
+    def stages(self, loop: Measured, step: Measured, calls: dict[str, float]) -> Record:
         """Milliseconds of a turn by stage, medians over the rounds. `loop`: the same turns without a
         clock inside; `step`: autoregressive ones; `calls`: a GPU's models by themselves."""
 
@@ -377,11 +386,11 @@ class Measured:
         }
 
 
-def summarise_run(folder: Path) -> dict[str, Any]:
-    records = read_records(folder)
-    config, env = (json.loads((folder / f"{n}.json").read_text()) for n in ("config", "env"))
-    rounds = rounds_in(records)
-    found = [Measured(json.loads(key), x[:rounds]) for key, x in by_job(records).items()]
+def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
+    by_job = grouped(run.read("records"), ["job"])
+    rounds = min(len(lines) for lines in by_job.values())  # whole ones
+    places = [place({"job": job}, ["job"]) for job in jobs(config)]
+    found = [Measured(by_job[p][0]["job"], by_job[p][:rounds]) for p in places if p in by_job]
     temperature, (most, longest) = config["temperature"], config["corner"]
 
     def get(
@@ -392,11 +401,10 @@ def summarise_run(folder: Path) -> dict[str, Any]:
         return next(m for m in found if m.job == wanted)
 
     methods, library, stages = [], [], []
-    calls: dict[str, list[float]] = {}
-    for record in records:
-        if record["part"] == "forward":
-            calls.setdefault(record["call"], []).append(record["seconds"])
-    call_seconds = {name: statistics.median(seconds) for name, seconds in calls.items()}
+    call_seconds = {
+        name: statistics.median(record["seconds"] for record in lines)
+        for (name,), lines in grouped(run.read("forward"), ["call"]).items()
+    }
     for m in found:
         part, rows = m.job["part"], m.job["rows"]
         if part == "library":
@@ -425,20 +433,15 @@ def summarise_run(folder: Path) -> dict[str, Any]:
                     "cost": spread(m.per_turn / alone.per_turn),
                     "speedup": m.times_as_fast_as(alone),
                     "gain": m.times_as_fast_as(get(1, longest, rows)),
-                    "nodes": statistics.fmean(line["nodes"] for line in m.lines)
-                    if m.job["num_drafts"] > 1
-                    else None,
+                    "nodes": m.nodes,
                 }
             )
     one = [m for m in methods if m["rows"] == 1 and m["num_drafts"]]
     fit = costs.fit_costs(
         {(m["num_drafts"], m["draft_length"]): m["cost"]["median"]
          for m in one if m["verifier"] == "kseq"})  # fmt: skip
-    corner = next(
-        m
-        for m in one
-        if [m["num_drafts"], m["draft_length"], m["verifier"]] == [*config["corner"], "kseq"]
-    )
+    wanted = [*config["corner"], "kseq"]
+    corner = next(m for m in one if [m["num_drafts"], m["draft_length"], m["verifier"]] == wanted)
     best = max((m for m in one if m["num_drafts"] > 1), key=lambda m: m["speedup"]["median"])
     # Speculative decoding has a best length of its own, which need not be the longest.
     single = max(
@@ -447,34 +450,29 @@ def summarise_run(folder: Path) -> dict[str, Any]:
     best = best | {"gain": {"median": best["speedup"]["median"] / single}}
     theirs = min((x["ours_over_theirs"]["median"] for x in library), default=None)
     return {
-        "run": folder.name,
+        "run": run.folder.name,
         "pair": config["pair"],
         "rounds": rounds,
         "config": config,
-        "environment": env,
+        "environment": sessions[-1],
         "methods": methods,
         "library": library,
         "forward_seconds": call_seconds,
         "stages": stages,
         "costs": vars(fit),
         "needed": needed(fit, corner, most, longest),
-        "memory": [record for record in records if record["part"] == "memory"],
+        "memory": run.read("memory"),
         "verdicts": verdicts(
             next(s for s in stages if s["num_drafts"] == most and s["verifier"] == "kseq"),
             corner, best, theirs),
     }  # fmt: skip
 
 
-def needed(
-    fit: costs.Costs, corner: dict[str, Any], most: int, longest: int
-) -> dict[str, float | None]:
+def needed(fit: costs.Costs, corner: Record, most: int, longest: int) -> dict[str, float | None]:
     """For the paper's speed-up: the block efficiency at this cost; or, at this block efficiency, the
     draft's cost, with scoring as it is and with scoring of any number of tokens for the price of one."""
-    wanted, cost, efficiency = (
-        TARGETS["speedup"][0],
-        corner["cost"]["median"],
-        corner["block_efficiency"],
-    )
+    wanted, cost = TARGETS["speedup"][0], corner["cost"]["median"]
+    efficiency = corner["block_efficiency"]
     left = efficiency / wanted - fit.fixed
     return {
         "speedup": wanted,
@@ -489,9 +487,7 @@ def needed(
     }
 
 
-def verdicts(
-    turn: dict[str, Any], corner: dict[str, Any], best: dict[str, Any], theirs: float | None
-) -> list[dict[str, Any]]:
+def verdicts(turn: Record, corner: Record, best: Record, theirs: float | None) -> list[Record]:
     """Each target, the number found, and whether it is met: at the corner, then at the best setting."""
     names = ("num_drafts", "draft_length", "verifier")
     rows = [
@@ -507,13 +503,13 @@ def verdicts(
     for name, found, at in rows:
         goal, below, says = TARGETS[name]
         met = None if found is None else bool(found <= goal if below else found >= goal)
-        place = {n: at[n] for n in names} if at else None
+        where = {n: at[n] for n in names} if at else None
         table.append({"target": name, "says": says, "goal": goal, "below": below,
-                      "found": found, "met": met, "at": place, "best": at is best})  # fmt: skip
+                      "found": found, "met": met, "at": where, "best": at is best})  # fmt: skip
     return table
 
 
-def summarise() -> dict[str, Any]:
+def summary(found: list[Record]) -> Record:
     """All runs; and the cost of a turn that the paper's Table 1 implies, with the same fit."""
     table = [row for row in paper()["table1"] if row["num_drafts"]]
     shapes = [(row["num_drafts"], row["draft_length"]) for row in table]
@@ -521,106 +517,17 @@ def summarise() -> dict[str, Any]:
     implied = dict(zip(shapes, cost, strict=True))
     points = [{"num_drafts": k, "draft_length": n, "cost": c} for (k, n), c in implied.items()]
     return {
-        "command": "python -m spectr_experiments.decoding",
+        "command": "python -m spectr_lite reproduce decoding",
         "paper": {"points": points, "costs": vars(costs.fit_costs(implied))},
-        "runs": [summarise_run(path.parent) for path in sorted(RESULTS.glob("*/records.jsonl"))],
+        "runs": found,
     }
 
 
-def write_summary() -> None:
-    SUMMARY.parent.mkdir(parents=True, exist_ok=True)
-    SUMMARY.write_text(json.dumps(summarise(), indent=1) + "\n", encoding="utf-8")
-
-
-def print_verdicts(summary: dict[str, Any]) -> None:
-    for row in summary["verdicts"]:
+def show(found: Record) -> None:
+    for row in found["verdicts"]:
         at = row["at"]
         where = "{verifier}, K={num_drafts}, L={draft_length}".format(**at) if at else ""
-        found = "not measured" if row["found"] is None else f"{row['found']:.3f}"
+        value = "not measured" if row["found"] is None else f"{row['found']:.3f}"
         met = {True: "met", False: "NOT met", None: "-"}[row["met"]]
         bound = "at most" if row["below"] else "at least"
-        print(f"{met:8} {row['target']:13} {bound} {row['goal']}, found {found} {where}")
-
-
-# --- one run --------------------------------------------------------------------------------------
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pair", default="bundled")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument(
-        "--run-id", help="beginning of the folder's name; the same one resumes a run"
-    )
-    parser.add_argument("--minutes", type=float, default=8, help="no new round begins after these")
-    parser.add_argument("--rounds", type=int, default=50, help="at most this many")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="one round of a little of everything")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the record goes")
-    parser.add_argument("--summarise", action="store_true", help="only rewrite the summary")
-    options = parser.parse_args()
-    if options.summarise:
-        write_summary()
-        return
-    torch.set_num_threads(options.threads)
-    device, dtype = torch.device("cpu"), torch.float32
-    if options.device == "cuda":
-        device, dtype = device_and_dtype()
-        if device.type != "cuda":
-            sys.exit("--device: found 'cuda', but torch sees no GPU. Use --device cpu.")
-    pair = load_pair(options.pair, device, dtype)
-    packages, caches = ["torch", "numpy"], []
-    try:
-        import transformers  # noqa: F401
-
-        packages.append("transformers")
-        caches = ["dynamic", "static"] if device.type == "cuda" else ["dynamic"]
-    except ImportError:
-        print("transformers is not installed: its generate is left out")
-    slow = device.type == "cpu" and options.pair != "bundled"
-    config = FULL | (QUICK if options.quick else LARGE_ON_A_CPU if slow else {})
-    config |= {
-        "pair": options.pair,
-        "device": options.device,
-        "dtype": str(dtype).removeprefix("torch."),
-        "library_caches": caches,
-        "minutes": options.minutes,
-        "most_rounds": 1 if options.quick else options.rounds,
-    }
-    texts = prompts.load("sotu", pair.tokenizer, length=config["prompt_length"])
-    start = records.now()
-    run_id = options.run_id or f"{options.device}-{start[:19].replace(':', '')}"
-    folder = options.results / f"{run_id}-{options.pair}"
-    folder.mkdir(parents=True, exist_ok=True)
-    command = (
-        f"python -m spectr_experiments.decoding --pair {options.pair} --device {options.device} "
-        f"--run-id {run_id} --minutes {options.minutes:g} --threads {options.threads}"
-    )
-    env = {
-        "command": command,
-        "start": start,
-        "dtype": config["dtype"],
-        "weights_sha256": {
-            "target": records.weights_sha256(pair.target),
-            "draft": records.weights_sha256(pair.draft),
-        },
-        "prompts": texts.description,
-        "prompts_sha256": texts.sha256,
-        **records.environment(ROOT, MEASURED, packages, device),
-    }  # fmt: skip
-
-    def save(name: str, content: dict[str, Any]) -> None:
-        text = json.dumps(content, indent=2) + "\n"
-        (folder / name).write_text(text, encoding="utf-8")
-
-    save("config.json", config)
-    save("env.json", env)
-    measure(pair, texts.tokens, config, folder)
-    save("env.json", env | {"end": records.now()})
-    if options.results == RESULTS:
-        write_summary()
-    print_verdicts(summarise_run(folder))
-
-
-if __name__ == "__main__":
-    main()
+        print(f"{met:8} {row['target']:13} {bound} {row['goal']}, found {value} {where}")

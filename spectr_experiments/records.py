@@ -5,11 +5,16 @@ commit, machine and versions), one file of records per kind, and manifest.json w
 a run is under way each process appends whole lines to its own KIND.part-RANK.jsonl; `Run.finish` merges
 them into KIND.jsonl.gz, sorted and without repeats, so that several processes, or one that was killed
 and resumed, leave the same bytes as one that ran through.
+
+An older run has one records.jsonl for all kinds, without a manifest, and its single session in env.json
+itself. It is read as it is, in its own order, and never written to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import gzip
 import hashlib
 import importlib.metadata
@@ -19,14 +24,20 @@ import platform
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
+from tqdm import tqdm
 
 Record = dict[str, Any]
 Item = TypeVar("Item")
+Turn = Callable[[int], Record]  # the number of a round -> what was measured in it
+OLD = "records.jsonl"
+OLD_FILES = (OLD, "laws.npz")
 
 
 def now() -> str:
@@ -43,8 +54,8 @@ def environment(
     """The state of this machine and of the checkout at `root`, ready for env.json.
 
     `sources`: the files and folders, relative to `root`, whose changes since the commit make a run
-    "dirty". `packages`: the distributions whose versions are recorded. Nothing names the host.
-    `root` None is an installed package: no commit, its version alone.
+    "dirty". `packages`: the distributions whose versions are recorded, if they are installed. Nothing
+    names the host. `root` None is an installed package: no commit, its version alone.
     """
 
     def git(*arguments: str) -> str:
@@ -59,7 +70,7 @@ def environment(
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": _versions(packages),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -70,6 +81,14 @@ def environment(
             "cuda": torch.version.cuda,
             "driver": _driver(),
         }
+    return found
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
     return found
 
 
@@ -104,18 +123,27 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-# --- records ---
+# --- files ---
 
 
 def write_json(path: Path, content: Any) -> None:
     """Replaces the file at once: a reader sees the old one or the new one."""
-    _replace(path, (json.dumps(content, indent=1) + "\n").encode())
+    replace(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace(path: Path, content: bytes) -> None:
+    """As `write_json`, for bytes."""
     fresh = path.with_name(path.name + f".{os.getpid()}.new")
     fresh.write_bytes(content)
     os.replace(fresh, path)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file says. Raises ValueError, with its name, for one that is cut or changed."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; restore it, or record it again") from error
 
 
 def rounded(value: Any) -> Any:
@@ -134,7 +162,7 @@ def content_of(path: Path) -> bytes:
         return content
     try:
         return gzip.decompress(content)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}; restore it, or record it again") from error
 
 
@@ -161,17 +189,46 @@ def read_records(path: Path) -> tuple[list[Record], int]:
     return records, len(rest)
 
 
+def place(record: Record, key: Sequence[str]) -> tuple:
+    """The values of the fields of `key`, in a form that can be sorted and looked up."""
+    values = (record[field] for field in key)
+    return tuple(json.dumps(v, sort_keys=True) if isinstance(v, dict) else v for v in values)
+
+
+def grouped(records: Iterable[Record], fields: Sequence[str]) -> dict[tuple, list[Record]]:
+    """Records by the values of some fields, in the order they come."""
+    found: dict[tuple, list[Record]] = {}
+    for record in records:
+        found.setdefault(place(record, fields), []).append(record)
+    return found
+
+
 def merge(parts: Iterable[list[Record]], key: Sequence[str]) -> list[Record]:
-    """All records once, sorted by the fields of `key`. Two that differ under one key: ValueError."""
+    """All records once, in the order they came. Two that differ under one key: ValueError."""
     found: dict[tuple, Record] = {}
     for record in (record for part in parts for record in part):
-        place = tuple(record[field] for field in key)
-        if found.setdefault(place, record) != record:
+        where = place(record, key)
+        if found.setdefault(where, record) != record:
             raise ValueError(
-                f"two records for {dict(zip(key, place, strict=True))}: {found[place]} and {record}. "
+                f"two records for {dict(zip(key, where, strict=True))}: {found[where]} and {record}. "
                 "Their parts are of different runs; keep one"
             )
-    return [found[place] for place in sorted(found)]
+    return list(found.values())
+
+
+def misfit(record: Record, fields: dict[str, Any]) -> str | None:
+    """How a record departs from a schema; a field that may be None may be left out."""
+    needed = [name for name, kind in fields.items() if type(None) not in get_args(kind)]
+    if not set(needed) <= set(record) <= set(fields):
+        return f"fields {list(record)}, expected {list(fields)}"
+    for name, value in record.items():
+        if type(value) not in (get_args(fields[name]) or (fields[name],)):
+            kind = getattr(fields[name], "__name__", fields[name])
+            return f"{name} is {value!r}, expected {kind}"
+    return None
+
+
+# --- runs ---
 
 
 class Run:
@@ -179,20 +236,42 @@ class Run:
     fields that tell its records apart."""
 
     def __init__(
-        self, folder: Path, schema: dict[str, dict[str, type]], keys: dict[str, Sequence[str]]
+        self, folder: Path, schema: dict[str, dict[str, Any]], keys: dict[str, Sequence[str]]
     ) -> None:
         self.folder, self.schema, self.keys = folder, schema, keys
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps a second run out of the folder; a killed process loses its lock with its life."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"--run-id: another process records in {self.folder}. Wait for its end, or give "
+                    "another --run-id"
+                ) from None
+            yield
+        finally:
+            os.close(handle)
 
     def open(self, config: dict[str, Any], resume: bool, kinds: Sequence[str]) -> None:
         """Writes config.json, or checks that a run to go on with was asked for the same thing, and
         that its records of these `kinds`, if there are any, are meant to be gone on with."""
         path = self.folder / "config.json"
         config = json.loads(json.dumps(config))
-        if not path.exists():
+        if self.is_old:
+            raise ValueError(f"--run-id: {self.folder} holds a finished run. Give another --run-id")
+        if not any(self.files(kind) for kind in self.schema):
+            # Nothing depends yet on what an earlier command asked for: it was refused, or killed.
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, config)
             return
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not path.exists():
+            raise ValueError(f"{path} is missing; restore it, or give another --run-id")
+        stored = read_json(path)
         changed = [n for n in {**stored, **config} if stored.get(n) != config.get(n)]
         if changed:
             raise ValueError(
@@ -205,18 +284,64 @@ class Run:
                 "--run-id"
             )
 
+    @property
+    def is_old(self) -> bool:
+        return any((self.folder / name).exists() for name in OLD_FILES)
+
+    @property
+    def is_finished(self) -> bool:
+        merged = not any(self.folder.glob("*.part-*"))
+        return self.is_old or (merged and (self.folder / "manifest.json").exists())
+
+    @property
+    def config(self) -> Record:
+        return read_json(self.folder / "config.json")
+
+    @property
+    def sessions(self) -> list[Record]:
+        env = read_json(self.folder / "env.json")
+        return env.get("sessions", [env])
+
     def files(self, kind: str) -> list[Path]:
         return sorted([*self.folder.glob(f"{kind}.jsonl.gz"), *self.folder.glob(f"{kind}.part-*")])
 
     def read(self, kind: str) -> list[Record]:
-        """What is recorded so far, sorted, without unfinished lines."""
-        return merge((read_records(path)[0] for path in self.files(kind)), self.keys[kind])
+        """What is recorded so far, sorted by the kind's key, without unfinished lines.
+
+        Raises ValueError, with file and line, for a record that does not have the kind's fields.
+        """
+        if self.is_old:
+            return merge([self._read_old()[kind]], self.keys[kind])
+        parts = []
+        for path in self.files(kind):
+            parts.append(read_records(path)[0])
+            for line, record in enumerate(parts[-1], 1):
+                if wrong := misfit(record, self.schema[kind]):
+                    raise ValueError(f"{path}, line {line}: {wrong}")
+        return sorted(merge(parts, self.keys[kind]), key=lambda r: place(r, self.keys[kind]))
+
+    def _read_old(self) -> dict[str, list[Record]]:
+        """The records of an older run by kind: that whose fields they have."""
+        path = self.folder / OLD
+        records, rest = read_records(path) if path.exists() else ([], 0)
+        if rest:
+            raise ValueError(f"{path} ends in an unfinished record of {rest} bytes; restore it")
+        found: dict[str, list[Record]] = {kind: [] for kind in self.schema}
+        for line, record in enumerate(records, 1):
+            kinds = [kind for kind, fields in self.schema.items() if not misfit(record, fields)]
+            if len(kinds) != 1:
+                wrong = "; ".join(f"{k}: {misfit(record, f)}" for k, f in self.schema.items())
+                raise ValueError(f"{path}, line {line}: a record of no kind ({wrong}); restore it")
+            found[kinds[0]].append(record)
+        return found
 
     def done(self, kind: str) -> set[tuple]:
-        return {tuple(record[field] for field in self.keys[kind]) for record in self.read(kind)}
+        return {place(record, self.keys[kind]) for record in self.read(kind)}
 
     def append(self, kind: str, rank: int, records: Sequence[Record]) -> None:
         """Adds whole lines to this process's part, in one write that has reached the disk after it."""
+        if not records:
+            return
         lines = "".join(json.dumps(record) + "\n" for record in records)
         with (self.folder / f"{kind}.part-{rank}.jsonl").open("a", encoding="utf-8") as file:
             file.write(lines)
@@ -231,36 +356,58 @@ class Run:
             os.truncate(path, path.stat().st_size - rest)
             print(f"{path}: cut an unfinished record of {rest} bytes; it is made again", flush=True)
 
+    def fill(
+        self,
+        kind: str,
+        units: Sequence[Item],
+        records_of: Callable[[Item], Sequence[Record]],
+        make: Callable[[Item], Sequence[Record]],
+        seconds: float | None,
+    ) -> None:
+        """Appends make(unit) for every unit that lacks one of the records named by records_of(unit),
+        each at least with the fields of the kind's key."""
+        done, key = self.done(kind), self.keys[kind]
+        left = [u for u in units if any(place(r, key) not in done for r in records_of(u))]
+        with progress(len(left), kind) as bar:
+            for unit in in_time(left, seconds):
+                fresh = [r for r in make(unit) if place(r, key) not in done]
+                self.append(kind, 0, fresh)
+                bar.update()
+
     def rounds(
         self,
         kind: str,
-        cells: Sequence[Item],
+        cells: Sequence[tuple[Record, Turn]],
         count: int,
-        key: Callable[[Item, int], tuple],
-        measure: Callable[[Item, int], Record],
         seconds: float | None,
+        warm_up: int = 1,
+        least: int = 0,
     ) -> None:
-        """Records measure(cell, n) for every cell and n < count, where no record has its `key` yet.
-
-        In each round all cells take turns, in an order that rotates. One turn of each comes before.
+        """Records {**cell, "round": n, **turn(n)} for every (cell, turn) and n < count, where there is
+        no such record yet. In each round all cells take turns, in an order that rotates, after
+        `warm_up` turns of each. At least `least` rounds are made, however few `seconds` there are.
         """
-        self.mend(kind, 0)
         done = self.done(kind)
-        left = [n for n in range(count) if any(key(cell, n) not in done for cell in cells)]
-        progress = Progress((len(left) + 1) * len(cells), kind)
-        for number in in_time([None, *left] if left else [], seconds):
-            shift = (number or 0) % len(cells)
-            for cell in (*cells[shift:], *cells[:shift]):
-                if number is None:
-                    measure(cell, 0)
-                elif key(cell, number) not in done:
-                    self.append(kind, 0, [measure(cell, number)])
-                progress.add(1, str(cell))
+
+        def missing(cell: Record, number: int) -> bool:
+            return place({**cell, "round": number}, self.keys[kind]) not in done
+
+        left = [n for n in range(count) if any(missing(cell, n) for cell, _ in cells)]
+        turns = [*[None] * (warm_up if left else 0), *left]
+        with progress(len(turns) * len(cells), kind) as bar:
+            for number in in_time(turns, seconds, warm_up + max(least - count + len(left), 0)):
+                shift = (number or 0) % len(cells)
+                for cell, turn in (*cells[shift:], *cells[:shift]):
+                    if number is None:
+                        turn(0)
+                    elif missing(cell, number):
+                        self.append(kind, 0, [{**cell, "round": number, **turn(number)}])
+                    bar.update()
 
     def note(self, session: dict[str, Any]) -> None:
         """Puts a session into env.json; what it said at its start it replaces at its end."""
         path = self.folder / "env.json"
-        sessions = json.loads(path.read_text(encoding="utf-8"))["sessions"] if path.exists() else []
+        sessions = read_json(path)["sessions"] if path.exists() else []
         same = ("phase", "start", "command")
         sessions = [s for s in sessions if any(s[name] != session[name] for name in same)]
         write_json(path, {"sessions": sorted([*sessions, session], key=lambda s: s["start"])})
@@ -271,7 +418,7 @@ class Run:
         parts = [path for path in self.files(kind) if path.suffix != ".gz"]
         if parts:
             lines = "".join(json.dumps(record) + "\n" for record in records)
-            _replace(self.folder / f"{kind}.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
+            replace(self.folder / f"{kind}.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
             for part in parts:
                 part.unlink()
         write_json(self.folder / "manifest.json", self.hashes())
@@ -287,17 +434,22 @@ class Run:
         return found
 
     def verify(self) -> dict[str, int]:
-        """Records per kind of a finished run whose hashes, schema and order are right.
+        """Records per file of a finished run whose hashes, schema and order are right.
 
-        Raises FileNotFoundError for a run that is not finished, ValueError for one that is not right.
+        An older run has no hashes: its records are read. Raises FileNotFoundError for a run that is
+        not finished, ValueError for one that is not right.
         """
-        for name in ("config.json", "env.json", "manifest.json"):
+        for name in ("config.json", "env.json", *([] if self.is_old else ["manifest.json"])):
             if not (self.folder / name).is_file():
                 raise FileNotFoundError(f"{self.folder / name} is missing: not a finished run")
+            read_json(self.folder / name)
+        if self.is_old:
+            count = sum(len(self.read(kind)) for kind in self.schema)
+            return {OLD: count} if (self.folder / OLD).exists() else {}
         parts = [path.name for kind in self.schema for path in self.files(kind)]
         if unfinished := [name for name in parts if ".part-" in name]:
             raise ValueError(f"{self.folder}: {unfinished[0]} is not merged; end it with --resume")
-        manifest = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(self.folder / "manifest.json")
         found = self.hashes()
         for name in sorted({*manifest, *found}):
             if manifest.get(name) != found.get(name):
@@ -307,57 +459,49 @@ class Run:
                 )
         for kind in (kind for kind in self.schema if self.files(kind)):
             (path,) = self.files(kind)
-            records, _ = read_records(path)
-            for line, record in enumerate(records, 1):
-                self._check(f"{path}, line {line}", record, self.schema[kind])
-            if records != self.read(kind):
+            if read_records(path)[0] != self.read(kind):
                 raise ValueError(f"{path}: records are not in order, or one stands there twice")
         return {name: found[name]["records"] for name in found if name != "config.json"}
 
-    @staticmethod
-    def _check(place: str, record: Record, fields: dict[str, type]) -> None:
-        if list(record) != list(fields):
-            raise ValueError(f"{place}: fields {list(record)}, expected {list(fields)}")
-        for name, kind in fields.items():
-            if type(record[name]) is not kind:
-                raise ValueError(f"{place}: {name} is {record[name]!r}, expected {kind.__name__}")
 
-
-def in_time(items: Iterable[Item], seconds: float | None) -> Iterator[Item]:
-    """Item by item, as long as one more, if it takes as long as the longest so far, is in time."""
+def in_time(items: Iterable[Item], seconds: float | None, least: int = 0) -> Iterator[Item]:
+    """Item by item, as long as one more, if it takes as long as the longest so far, is in time; the
+    first `least` in any case."""
     began = turn = time.monotonic()
     longest = 0.0
-    for item in items:
-        if seconds is not None and turn - began + longest > seconds:
+    for number, item in enumerate(items):
+        if seconds is not None and number >= least and turn - began + longest > seconds:
             return
         yield item
         now = time.monotonic()
         longest, turn = max(longest, now - turn), now
 
 
-class Progress:
-    """A line with the share done and the time left, on stderr: in place on a terminal, else rarely."""
-
-    def __init__(self, total: float, label: str) -> None:
-        self.total, self.label, self.done = total, label, 0.0
-        self.start = self.shown = time.monotonic()
-
-    def add(self, work: float, note: str = "") -> None:
-        self.done += work
-        clock, live = time.monotonic(), sys.stderr.isatty()
-        if clock - self.shown < (0.2 if live else 30) and self.done < self.total:
-            return
-        self.shown, spent = clock, clock - self.start
-        left = spent * (self.total - self.done) / self.done if self.done else 0.0
-        share = self.done / self.total if self.total else 1.0
-        text = f"{self.label}: {share:4.0%}, {_clock(spent)} spent, {_clock(left)} left  {note}"
-        print(
-            f"\r{text:<100}" if live else text,
-            end="" if live else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
+def progress(total: float, label: str) -> tqdm:
+    """A bar on stderr: live on a terminal, in a log rarely."""
+    return tqdm(total=total, desc=label, mininterval=0.2 if sys.stderr.isatty() else 30)
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+@dataclass(frozen=True)
+class Phase:
+    """A part of an experiment: the kinds of records it makes, and its share of the time given.
+
+    `measure` takes the run and the seconds it has, or None. Of several processes the first measures
+    alone, unless the phase is `shared`.
+    """
+
+    name: str
+    kinds: Sequence[str]
+    measure: Callable[[Run, float | None], None]
+    share: float = 1.0
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run to be made: its folder's name, its config.json, and its phases in order."""
+
+    run_id: str
+    config: Record
+    phases: Sequence[Phase]
+    minutes: float | None = None

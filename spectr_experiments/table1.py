@@ -16,22 +16,36 @@ at places of a text that the large model wrote.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from spectr_experiments import clocks
-from spectr_experiments.records import Progress, Record, Run, in_time, weights_sha256
+from spectr_experiments.records import (
+    Phase,
+    Plan,
+    Record,
+    Run,
+    grouped,
+    in_time,
+    place,
+    progress,
+    weights_sha256,
+)
 from spectr_lite import transport, verifiers
+from spectr_lite.book.recorded import paper
 from spectr_lite.decoding import decode
 from spectr_lite.distributions import IID, Drafting, TopM, WithoutReplacement
-from spectr_lite.models import ModelPair
+from spectr_lite.models import Pair, load_pair, pair_names
 from spectr_lite.models import prompts as texts
 from spectr_lite.stats import mean_interval, ratio_interval
 
@@ -41,8 +55,13 @@ PROMPT_LENGTH = 32
 NEW_TOKENS = 32
 TIMED_TOKENS = 64
 LARGE = 50_000_000  # parameters of a target that a CPU decodes slowly
+FOLDER = "table1"
+SUBSET_MINUTES = 20
+PHASES = {"block-efficiency": "records", "timing": "timing", "draft-laws": "draft-laws"}
+SHARES = {"block-efficiency": 0.65, "timing": 0.2, "draft-laws": 0.15}  # of the time, if limited
 
 CELL = {"cell": str, "verifier": str, "num_drafts": int, "draft_length": int, "temperature": float}
+FIELDS = list(CELL)[1:]
 COUNTS = {"prompt": int, "calls": int, "emitted": int}
 SCHEMA = {
     "records": {**CELL, "seed": int, **COUNTS},
@@ -89,9 +108,15 @@ class Cell:
                 f"--cell: found {text!r}. Give RULE:K:L or RULE:K:L:TEMPERATURE, such as kseq:8:4"
             ) from error
         if rule != "autoregressive":
-            verifiers.get(rule)
+            made = verifiers.get(rule)
             if min(cell.num_drafts, cell.draft_length) < 1:
                 raise ValueError(f"--cell: found {text!r}. Give a K and an L of at least 1")
+            try:
+                made.check_drafts(cell.num_drafts)
+            except ValueError as error:
+                raise ValueError(f"--cell: found {text!r}. {error}") from error
+            if IID not in made.valid_for:
+                raise ValueError(f"--cell: found {text!r}. Give a rule for i.i.d. drafts")
         return cell
 
     def record(self) -> Record:
@@ -142,8 +167,50 @@ def is_timed(cell: Cell) -> bool:
     )
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pair", nargs="+", default=["bundled"], metavar="PAIR",
+        help=f"a run for each: {', '.join(pair_names())}, or a directory (default: bundled)",
+    )  # fmt: skip
+    parser.add_argument("--subset", action="store_true", help="fewer cells and prompts, for a CPU")
+    parser.add_argument(
+        "--cell", action="append", default=[], metavar="RULE:K:L[:T]",
+        help="this cell instead of the setting's; may be repeated, such as --cell kseq:8:4",
+    )  # fmt: skip
+    parser.add_argument("--prompts", type=int, metavar="N", help="instead of the setting's number")
+    parser.add_argument("--text", choices=list(texts.TEXTS), default="sotu", help="default: sotu")
+    parser.add_argument(
+        "--phase", nargs="+", choices=list(PHASES), default=list(PHASES), help="default: all"
+    )
+
+
+def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Plan]:
+    cells = [Cell.parse(text) for text in args.cell]
+    if args.prompts is not None and args.prompts < 1:
+        raise ValueError(f"--prompts: found {args.prompts}. Give a whole number of at least 1")
+    measures = {
+        "block-efficiency": block_efficiency,
+        "timing": wall_clock,
+        "draft-laws": draft_laws,
+    }
+    for name in args.pair:
+        pair = load_pair(name, device, dtype)
+        setting_name = "subset" if args.subset else "full"
+        config = make_config(pair, device, setting_name, args.text, cells, args.prompts)
+        stem = args.run_id or f"{device.type}-{'cells' if cells else setting_name}"
+        phases = [
+            Phase(
+                phase, [PHASES[phase]], partial(measures[phase], config, pair),
+                SHARES[phase], shared=phase == "block-efficiency",
+            )
+            for phase in args.phase
+        ]  # fmt: skip
+        minutes = SUBSET_MINUTES if args.subset else None
+        yield Plan(f"{Path(name).name}-{stem}", config, phases, minutes)
+
+
 def make_config(
-    pair: ModelPair,
+    pair: Pair,
     device: torch.device,
     name: str,
     text: str,
@@ -189,7 +256,7 @@ def make_config(
     }  # fmt: skip
 
 
-def batch_size(pair: ModelPair, cells: Sequence[Cell], device: torch.device, count: int) -> int:
+def batch_size(pair: Pair, cells: Sequence[Cell], device: torch.device, count: int) -> int:
     """Prompts side by side: as many as the largest cell leaves room for, by an estimate in bytes.
 
     A row holds about ten arrays of K (L + 1) distributions in float32 (drafted, scored, and what
@@ -217,30 +284,30 @@ def batch_size(pair: ModelPair, cells: Sequence[Cell], device: torch.device, cou
 # --- phases ---
 
 
-def block_efficiency(
-    run: Run, config: Record, pair: ModelPair, rank: int, world: int, seconds: float | None
-) -> None:
+def block_efficiency(config: Record, pair: Pair, run: Run, seconds: float | None) -> None:
     """Rank r decodes batches r, r + world, ... A batch whose records are all there is skipped."""
+    rank, world, _ = ranks()
     held = _prompts(config, pair).tokens
     cells = [Cell.parse(text) for text in config["cells"]]
     size = config["batch"]
     starts = range(0, len(held), size)[rank::world]
-    run.mend("records", rank)
     done = run.done("records")
     weights = [8 + cell.num_drafts * cell.draft_length for cell in cells]
-    progress = Progress(len(starts) * len(config["seeds"]) * sum(weights), "block efficiency")
-    for start, seed in in_time(itertools.product(starts, config["seeds"]), seconds):
-        rows = range(start, min(start + size, len(held)))
-        for cell, weight in zip(cells, weights, strict=True):
-            if any((cell.name, seed, row) not in done for row in rows):
-                made = _decode_batch(pair, cell, held, rows, seed, config["new_tokens"])
-                fresh = [r for r in made if (r["cell"], r["seed"], r["prompt"]) not in done]
-                run.append("records", rank, fresh)
-            progress.add(weight, cell.name)
+    total = len(starts) * len(config["seeds"]) * sum(weights)
+    with progress(total, "block efficiency") as bar:
+        for start, seed in in_time(itertools.product(starts, config["seeds"]), seconds):
+            rows = range(start, min(start + size, len(held)))
+            for cell, weight in zip(cells, weights, strict=True):
+                bar.set_postfix_str(cell.name, refresh=False)
+                if any((cell.name, seed, row) not in done for row in rows):
+                    made = _decode_batch(pair, cell, held, rows, seed, config["new_tokens"])
+                    fresh = [r for r in made if (r["cell"], r["seed"], r["prompt"]) not in done]
+                    run.append("records", rank, fresh)
+                bar.update(weight)
 
 
 def _decode_batch(
-    pair: ModelPair, cell: Cell, held: list[list[int]], rows: range, seed: int, new_tokens: int
+    pair: Pair, cell: Cell, held: list[list[int]], rows: range, seed: int, new_tokens: int
 ) -> list[Record]:
     """The generator is that of the seed and the batch, the same for all cells: their drafts begin
     alike, which narrows the interval of a difference."""
@@ -261,46 +328,44 @@ def _decode_batch(
     ]
 
 
-def wall_clock(run: Run, config: Record, pair: ModelPair, seconds: float | None) -> None:
+def wall_clock(config: Record, pair: Pair, run: Run, seconds: float | None) -> None:
     """One prompt at a time, all cells in turn."""
     held = _prompts(config, pair).tokens
     asked = config["timing"]
 
-    def measure(cell: Cell, number: int) -> Record:
+    def turn(cell: Cell, number: int) -> Record:
         settings = {"generator": number, "new_tokens": asked["new_tokens"], **cell.settings()}
         turns = clocks.run_turns(pair.target, pair.draft, [held[number]], **settings)
         counts = {"prompt": number, "calls": turns.count, "emitted": turns.emitted}
-        return {**cell.record(), "round": number, **counts, "seconds": turns.seconds}
+        return {**counts, "seconds": turns.seconds}
 
     cells = [Cell.parse(text) for text in asked["cells"]]
-    run.rounds("timing", cells, asked["rounds"], lambda c, n: (c.name, n), measure, seconds)
+    jobs = [(cell.record(), partial(turn, cell)) for cell in cells]
+    run.rounds("timing", jobs, asked["rounds"], seconds)
 
 
-def draft_laws(run: Run, config: Record, pair: ModelPair, seconds: float | None) -> None:
+def draft_laws(config: Record, pair: Pair, run: Run, seconds: float | None) -> None:
     """Exact one-step acceptance under each way of drafting, averaged over places of a sampled text."""
     asked = config["draft_laws"]
-    run.mend("draft-laws", 0)
-    done = run.done("draft-laws")
     held = _prompts(config, pair).tokens[: asked["prompts"]]
-    progress = Progress(len(held) * len(asked["temperatures"]), "ways of drafting")
-    for number, tokens in in_time(enumerate(held), seconds):
+
+    def records_of(number: int) -> list[Record]:
+        return [
+            {"law": name, "rule": rule, "k": k, "temperature": temperature, "prompt": number,
+             "places": asked["places"]}
+            for temperature in asked["temperatures"] for k in asked["k"]
+            for name, rule, _ in laws_of(k)
+        ]  # fmt: skip
+
+    def make(number: int) -> list[Record]:
+        values = []
         for temperature in asked["temperatures"]:
-            wanted = [
-                (name, rule, k)
-                for k in asked["k"]
-                for name, rule, _ in laws_of(k)
-                if (name, rule, k, temperature, number) not in done
-            ]
-            if wanted:
-                places = _places(pair, tokens, temperature, number, asked["places"])
-                run.append("draft-laws", 0, [
-                    {"law": name, "rule": rule, "k": k, "temperature": temperature, "prompt": number,
-                     "places": asked["places"], "acceptance": value}
-                    for k in asked["k"]
-                    for name, rule, value in _acceptances(*places, k)
-                    if (name, rule, k) in wanted
-                ])  # fmt: skip
-            progress.add(1)
+            places = _places(pair, held[number], temperature, number, asked["places"])
+            values += [v for k in asked["k"] for v in _acceptances(*places, k)]
+        wanted = records_of(number)
+        return [{**r, "acceptance": v} for r, v in zip(wanted, values, strict=True)]
+
+    run.fill("draft-laws", range(len(held)), records_of, make, seconds)
 
 
 def laws_of(k: int) -> list[tuple[str, str, Drafting]]:
@@ -312,23 +377,21 @@ def laws_of(k: int) -> list[tuple[str, str, Drafting]]:
     return laws + [(f"top-{m}", "optimum", TopM(m)) for m in sorted({1, k // 2, k - 1, k})]
 
 
-def _acceptances(
-    draft: torch.Tensor, target: torch.Tensor, k: int
-) -> Iterator[tuple[str, str, float]]:
-    for name, rule, law in laws_of(k):
+def _acceptances(draft: torch.Tensor, target: torch.Tensor, k: int) -> Iterator[float]:
+    for _, rule, law in laws_of(k):
         if rule == "kseq":
             values = verifiers.get("kseq").acceptance(draft, target, k)
         else:
             values = transport.optimal_acceptance(draft, target, k, drafting=law)
-        yield name, rule, float(values.mean())
+        yield float(values.mean())
 
 
 @torch.no_grad()
 def _places(
-    pair: ModelPair, tokens: list[int], temperature: float, number: int, places: int
+    pair: Pair, tokens: list[int], temperature: float, number: int, places: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities (places, V) of draft and target, float64, on the CPU, along two tokens per place
-    that the target wrote."""
+    """Distributions (places, V) of draft and target in float64, on the CPU, along two tokens per place that
+    the target wrote."""
     text = list(tokens)
     cell = autoregressive(temperature).settings()
     new = 2 * places
@@ -342,7 +405,7 @@ def _places(
     return draft, target
 
 
-def _prompts(config: Record, pair: ModelPair) -> texts.Prompts:
+def _prompts(config: Record, pair: Pair) -> texts.Prompts:
     count, length = config["prompts"], config["prompt_length"]
     return texts.load(config["text_name"], pair.tokenizer, count=count, length=length)
 
@@ -360,9 +423,7 @@ def ranks() -> tuple[int, int, int]:
 def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
     """One run of spectr_lite/results/table1.json."""
     records, timed = run.read("records"), run.read("timing")
-    by_cell: dict[Cell, list[Record]] = {}
-    for record in records:
-        by_cell.setdefault(_cell(record), []).append(record)
+    by_cell = {Cell(*key): lines for key, lines in grouped(records, FIELDS).items()}
     speeds = _speeds(timed)
     cells = [Cell.parse(text) for text in config["timing"]["cells"] if text.startswith("auto")]
     cells += [
@@ -405,10 +466,6 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
     }
 
 
-def _cell(record: Record) -> Cell:
-    return Cell(*(record[name] for name in list(CELL)[1:]))
-
-
 def _efficiency(records: list[Record], influence: dict[int, float]) -> Record:
     """Prompts are the independent units: the seeds of a prompt are summed before anything else."""
     sums: dict[int, np.ndarray] = {}
@@ -428,9 +485,10 @@ def _efficiency(records: list[Record], influence: dict[int, float]) -> Record:
 
 
 def _speeds(timed: list[Record]) -> dict[Cell, Record]:
-    rounds: dict[Cell, dict[int, Record]] = {}
-    for record in timed:
-        rounds.setdefault(_cell(record), {})[record["round"]] = record
+    rounds = {
+        Cell(*key): {record["round"]: record for record in lines}
+        for key, lines in grouped(timed, FIELDS).items()
+    }
     found = {}
     for cell, mine in rounds.items():
         base = rounds.get(autoregressive(cell.temperature), {})
@@ -439,13 +497,13 @@ def _speeds(timed: list[Record]) -> dict[Cell, Record]:
         call = statistics.median(r["seconds"] / r["calls"] for r in mine.values())
         row: Record = {"timing": None, "speed": None, "steps": None}
         row["timing"] = {"n": len(mine), "seconds_per_token": statistics.median(token),
-                         "quartiles": _quartiles(token), "seconds_per_call": call}  # fmt: skip
+                         "quartiles": clocks.quartiles(token), "seconds_per_call": call}  # fmt: skip
         if shared:
             ratio = [
                 base[n]["seconds"] / base[n]["emitted"] * mine[n]["emitted"] / mine[n]["seconds"]
                 for n in shared
             ]
-            row["speed"] = {"ratio": statistics.median(ratio), "quartiles": _quartiles(ratio),
+            row["speed"] = {"ratio": statistics.median(ratio), "quartiles": clocks.quartiles(ratio),
                             "n": len(ratio)}  # fmt: skip
             steps = (r["seconds"] / r["calls"] for r in base.values())
             row["steps"] = call / statistics.median(steps)
@@ -453,18 +511,33 @@ def _speeds(timed: list[Record]) -> dict[Cell, Record]:
     return found
 
 
-def _quartiles(values: list[float]) -> list[float]:
-    return np.quantile(values, [0.25, 0.75]).tolist()
-
-
 def _law_rows(records: list[Record]) -> list[Record]:
-    values: dict[tuple, list[float]] = {}
-    for record in records:
-        place = tuple(record[name] for name in ("law", "rule", "k", "temperature"))
-        values.setdefault(place, []).append(record["acceptance"])
-    rows = []
-    for (law, rule, k, temperature), found in values.items():
-        mean = mean_interval(found)
-        rows.append({"law": law, "rule": rule, "k": k, "temperature": temperature, "n": mean.n,
-                     "acceptance": mean.mean, "interval": [mean.low, mean.high]})  # fmt: skip
+    fields, rows = ("law", "rule", "k", "temperature"), []
+    for key, lines in grouped(records, fields).items():
+        mean = mean_interval([record["acceptance"] for record in lines])
+        found = {"n": mean.n, "acceptance": mean.mean, "interval": [mean.low, mean.high]}
+        rows.append(dict(zip(fields, key, strict=True)) | found)
     return rows
+
+
+def summary(found: list[Record]) -> Record:
+    return {"command": "python -m spectr_lite reproduce table1", "runs": found}
+
+
+def show(found: Record) -> None:
+    """The run's rows, with the paper's number where it has one."""
+    theirs = {(r["num_drafts"], r["draft_length"]): r for r in paper()["table1"]}
+    print(f"{found['run']}: {found['label']}, {found['prompts']} prompts, {found['device']}")
+    print("  block efficiency [95%]      speed   cell                          paper's table 1")
+    for row in found["cells"]:
+        low, high = row["interval"] or (float("nan"),) * 2
+        ours = f"{row['block_efficiency'] or float('nan'):8.3f} [{low:.3f}, {high:.3f}]"
+        speed = f"{row['speed']['ratio']:5.2f}x" if row["speed"] else "     -"
+        same = row["verifier"] in ("kseq", "autoregressive") and row["temperature"] == 1
+        paper_row = theirs.get((row["num_drafts"], row["draft_length"])) if same else None
+        beside = (
+            f"{paper_row['block_efficiency']['value']}, {paper_row['speed']['value']}x"
+            if paper_row
+            else ""
+        )
+        print(f"{ours:<28} {speed}   {Cell(*place(row, FIELDS)).name:<28}  {beside}".rstrip())

@@ -1,50 +1,57 @@
 """What the exact optimum costs: the cut formula, the plans, K-SEQ's rho, and the linear program.
 
-    python -m spectr_experiments.transport --run-id NAME [--rounds 15]
-    python -m spectr_experiments.transport --summarise
+    python -m spectr_lite reproduce transport --run-id NAME
 
 Three parts, one CPU core, float64. Timings: all jobs take turns within a round, so that a slow moment
 touches all of them. Memory and linear programs: one process per size, whose peak resident memory is
-compared with what it held before. Records are appended to
-results/benchmark-transport/<run-id>/records.jsonl, and the same run id goes on where it was stopped.
-The summary of the latest run ships in spectr_lite/results/; tests/test_benchmark_summary.py compares
-it with the records.
+compared with what it held before. A run is results/benchmark-transport/<run-id>/; the summary of the
+newest ships in spectr_lite/results/.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ.update(
-    dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-)
-
 import argparse
-import datetime
-import json
 import multiprocessing
+import os
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from spectr_experiments import records
+from spectr_experiments import clocks
+from spectr_experiments.records import Phase, Plan, Record, Run, grouped
 from spectr_lite import distributions, transport
 from spectr_lite.distributions import IID, check_pair
 from spectr_lite.transport import nested
 from spectr_lite.verifiers import kseq, optimal
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "benchmark-transport"
-SUMMARY = ROOT / "spectr_lite" / "results" / "benchmark-transport.json"
-MEASURED = ["spectr_lite/distributions", "spectr_lite/transport", "spectr_lite/verifiers",
-            "spectr_experiments/transport.py"]  # fmt: skip
+FOLDER = "benchmark-transport"
+CPU_ONLY = True
+COMMON = {
+    "kind": str | None,
+    "load": float,
+}  # the load of the machine; older records name their kind
+SCHEMA = {
+    "accuracy": {"job": str, "vocabulary": int, "value": float, "difference": float,
+                 "tokens_sorted": int | None, **COMMON},
+    "time": {"job": str, "vocabulary": int, "round": int, "seconds": float, **COMMON},
+    "memory": {"vocabulary": int, "peak_bytes": int, **COMMON},
+    "program": {"formulation": str, "vocabulary": int, "drafts": int, "seconds": float | None,
+                "peak_bytes": int | None, "difference": float | None, "variables": int, **COMMON},
+}  # fmt: skip
+KEYS = {
+    "accuracy": ("job", "vocabulary"),
+    "time": ("job", "vocabulary", "round"),
+    "memory": ("vocabulary",),
+    "program": ("formulation", "vocabulary", "drafts"),
+}
 
+VOCABULARIES = (32_000, 50_000, 256_000)
 CONFIG = {
     "pair": "distributions.zipf(vocabulary, exponent=1.0, mismatch=1.0, seed=0)",
     "dtype": "float64",
@@ -52,6 +59,7 @@ CONFIG = {
     "warm_up": 2,
     # What each job should stay below, in milliseconds.
     "goal_ms": {"optimum 50000": 15, "optimum 256000": 120, "plan-512 32000": 25, "rho 256000": 120},
+    "rounds": 15,
     "memory": [250_000, 1_000_000, 4_000_000],
     # Vocabulary and drafts. A program over the limit is recorded, and larger ones with as many drafts
     # are left out.
@@ -124,42 +132,56 @@ def optimum_by_cells(draft: np.ndarray, target: np.ndarray, k: int) -> tuple[flo
 # --- what is timed ---
 
 
+def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Plan]:
+    config = CONFIG | {"vocabularies": list(VOCABULARIES)}
+    timing = partial(measure, config)
+    yield Plan(args.run_id or "cpu", config, [Phase("transport", list(SCHEMA), timing)])
+
+
 def timed_jobs(k: int) -> Iterator[tuple[str, int, Callable[[], object]]]:
     """(job, vocabulary, call). Every call starts from two float64 arrays or tensors of shape (V,)."""
 
     def tensors(vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
         return tuple(torch.as_tensor(law) for law in distributions.zipf(vocabulary))
 
-    for vocabulary in (50_000, 256_000):
+    small, *others = VOCABULARIES
+    for vocabulary in others:
         pair = distributions.zipf(vocabulary)
         p, q = tensors(vocabulary)
         yield "optimum", vocabulary, lambda pair=pair: transport.optimal_acceptance(*pair, k)
         yield "sort-alone", vocabulary, lambda p=p, q=q: IID().order(p, q, k)
         yield "optimum-by-cells", vocabulary, lambda pair=pair: optimum_by_cells(*pair, k)
-    p, q = tensors(32_000)
-    yield "plan-512", 32_000, lambda p=p, q=q: nested.plan(p, q, k, 512)
-    yield "plan-exact", 32_000, lambda p=p, q=q: nested.plan(p, q, k, None)
-    p, q = tensors(256_000)
-    yield "rho", 256_000, lambda p=p, q=q: kseq.optimal_rho(p, q, k)
-    yield "rho-bisected", 256_000, lambda p=p, q=q: kseq.bisected_rho(p, q, k)
+    p, q = tensors(small)
+    yield "plan-512", small, lambda p=p, q=q: nested.plan(p, q, k, 512)
+    yield "plan-exact", small, lambda p=p, q=q: nested.plan(p, q, k, None)
+    p, q = tensors(others[-1])
+    yield "rho", others[-1], lambda p=p, q=q: kseq.optimal_rho(p, q, k)
+    yield "rho-bisected", others[-1], lambda p=p, q=q: kseq.bisected_rho(p, q, k)
 
 
-def accuracy(k: int) -> Iterator[dict]:
-    """What the timed jobs answer, next to the exact value."""
-    for vocabulary in (50_000, 256_000):
-        pair = distributions.zipf(vocabulary)
-        value, looked_at = optimum_by_cells(*pair, k)
+def answered() -> list[Record]:
+    """Jobs whose answers are compared with the exact ones."""
+    small, *others = VOCABULARIES
+    sizes = {"optimum-by-cells": others, "plan-512": [small], "plan-exact": [small],
+             "rho": others[-1:]}  # fmt: skip
+    return [{"job": job, "vocabulary": v} for job, found in sizes.items() for v in found]
+
+
+def accuracy(job: str, vocabulary: int, k: int) -> Record:
+    """What a timed job answers, next to the exact value."""
+    pair, more = distributions.zipf(vocabulary), {}
+    if job == "rho":
+        p, q = map(torch.as_tensor, pair)
+        value, exact = float(kseq.optimal_rho(p, q, k)), float(kseq.bisected_rho(p, q, k))
+    else:
         exact = transport.optimal_acceptance(*pair, k)
-        yield {"job": "optimum-by-cells", "vocabulary": vocabulary, "value": value,
-               "difference": abs(value - exact), "tokens_sorted": looked_at}  # fmt: skip
-    pair = distributions.zipf(32_000)
-    exact = transport.optimal_acceptance(*pair, k)
-    for job, classes in (("plan-512", 512), ("plan-exact", None)):
-        value = optimal.Optimal(classes=classes).acceptance(*pair, k)
-        yield {"job": job, "vocabulary": 32_000, "value": value, "difference": abs(exact - value)}
-    p, q = (torch.as_tensor(law) for law in distributions.zipf(256_000))
-    rho, bisected = float(kseq.optimal_rho(p, q, k)), float(kseq.bisected_rho(p, q, k))
-    yield {"job": "rho", "vocabulary": 256_000, "value": rho, "difference": abs(rho - bisected)}
+        if job == "optimum-by-cells":
+            value, more["tokens_sorted"] = optimum_by_cells(*pair, k)
+        else:
+            classes = 512 if job == "plan-512" else None
+            value = optimal.Optimal(classes=classes).acceptance(*pair, k)
+    answer = {"job": job, "vocabulary": vocabulary, "value": value}
+    return {**answer, "difference": abs(value - exact), **more}
 
 
 # --- memory, one process per size ---
@@ -191,7 +213,7 @@ class PeakMemory:
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def memory_of_optimum(vocabulary: int, k: int) -> dict:
+def memory_of_optimum(vocabulary: int, k: int) -> Record:
     torch.set_num_threads(1)
     transport.optimal_acceptance(*distributions.zipf(1_000), k)
     # Made in place: memory that was freed before the measurement would be used again, unseen.
@@ -204,7 +226,7 @@ def memory_of_optimum(vocabulary: int, k: int) -> dict:
     return {"peak_bytes": peak.bytes}
 
 
-def one_program(vocabulary: int, k: int, formulation: str) -> dict:
+def one_program(vocabulary: int, k: int, formulation: str) -> Record:
     torch.set_num_threads(1)
     transport.solve_lp(*distributions.zipf(3), 2, formulation)  # loads the solver
     pair = distributions.zipf(vocabulary)
@@ -217,13 +239,13 @@ def one_program(vocabulary: int, k: int, formulation: str) -> dict:
             "variables": solved.variables}  # fmt: skip
 
 
-def _answer(connection, task: Callable[..., dict], arguments: tuple) -> None:
+def _answer(connection, task: Callable[..., Record], arguments: tuple) -> None:
     connection.send(task(*arguments))
 
 
 def in_a_process(
-    task: Callable[..., dict], arguments: tuple, limit: float | None = None
-) -> dict | None:
+    task: Callable[..., Record], arguments: tuple, limit: float | None = None
+) -> Record | None:
     """task(*arguments) in a fresh process; None when it takes longer than `limit` seconds."""
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
@@ -242,87 +264,69 @@ def in_a_process(
 # --- records ---
 
 
-def environment() -> dict:
-    packages = ("torch", "numpy", "scipy", "cvxpy", "highspy")
-    command = f"python -m spectr_experiments.transport {' '.join(sys.argv[1:])}"
-    return {"command": command, **records.environment(ROOT, MEASURED, packages)}
+def measure(config: Record, run: Run, seconds: float | None) -> None:
+    """`seconds` are for the timings; each program has a limit of its own."""
+    k, limit = config["drafts"], config["program_limit_seconds"]
+    # numpy and the solver of the processes started below read these when they are loaded
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    os.environ.update(dict.fromkeys(names, "1"))
 
+    def loaded(record: Record) -> Record:
+        return record | {"load": round(os.getloadavg()[0], 2)}
 
-def read(folder: Path) -> list[dict]:
-    path = folder / "records.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    def turn(call: Callable[[], object], _: int) -> Record:
+        return loaded({"seconds": clocks.seconds_of(call, torch.device("cpu"))})
 
+    run.fill("accuracy", answered(), lambda job: [job],
+             lambda job: [loaded(accuracy(**job, k=k))], None)  # fmt: skip
+    jobs = [({"job": job, "vocabulary": vocabulary}, partial(turn, call))
+            for job, vocabulary, call in timed_jobs(k)]  # fmt: skip
+    run.rounds("time", jobs, config["rounds"], seconds, config["warm_up"], least=2)
 
-def measure(folder: Path, rounds: int) -> None:
-    k, past = CONFIG["drafts"], read(folder)
-    with (folder / "records.jsonl").open("a", encoding="utf-8") as out:
+    def peak(vocabulary: int) -> list[Record]:
+        found = in_a_process(memory_of_optimum, (vocabulary, k))
+        if found is None:
+            raise RuntimeError(
+                f"memory: the process for {vocabulary} tokens ended without an answer"
+            )
+        return [loaded({"vocabulary": vocabulary, **found})]
 
-        def write(kind: str, record: dict) -> None:
-            load = round(os.getloadavg()[0], 2)
-            out.write(json.dumps({"kind": kind, **record, "load": load}) + "\n")
-            out.flush()
+    run.fill("memory", config["memory"], lambda v: [{"vocabulary": v}], peak, None)
 
-        if not any(record["kind"] == "accuracy" for record in past):
-            for record in accuracy(k):
-                write("accuracy", record)
+    past = run.read("program")
+    slow = {(r["formulation"], r["drafts"]) for r in past if (r["seconds"] or limit) >= limit}
 
-        jobs = list(timed_jobs(k))
-        for _, _, call in jobs * CONFIG["warm_up"]:
-            call()
-        first = 1 + max((r["round"] for r in past if r["kind"] == "time"), default=-1)
-        for turn in range(first, rounds):
-            for job, vocabulary, call in jobs:
-                begin = time.perf_counter()
-                call()
-                seconds = time.perf_counter() - begin
-                record = {"job": job, "vocabulary": vocabulary, "round": turn, "seconds": seconds}
-                write("time", record)
-            print(f"round {turn + 1} of {rounds}", flush=True)
+    def solve(size: Record) -> list[Record]:
+        formulation, vocabulary, drafts = size.values()
+        if (formulation, drafts) in slow:
+            return []
+        patience = limit + 15  # the process starts and loads first
+        found = in_a_process(one_program, (vocabulary, drafts, formulation), patience)
+        if found is None or found["seconds"] >= limit:
+            slow.add((formulation, drafts))
+        variables = transport.lp_size(vocabulary, drafts, formulation)
+        return [loaded({**size, **(found or {"variables": variables, "seconds": None})})]
 
-        seen = {r["vocabulary"] for r in past if r["kind"] == "memory"}
-        for vocabulary in CONFIG["memory"]:
-            if vocabulary not in seen:
-                found = in_a_process(memory_of_optimum, (vocabulary, k))
-                write("memory", {"vocabulary": vocabulary, **found})
-
-        limit = CONFIG["program_limit_seconds"]
-        old = [record for record in past if record["kind"] == "program"]
-        seen = {(r["formulation"], r["vocabulary"], r["drafts"]) for r in old}
-        slow = {(r["formulation"], r["drafts"]) for r in old if (r["seconds"] or limit) >= limit}
-        for formulation, sizes in CONFIG["programs"].items():
-            for vocabulary, drafts in sizes:
-                key = {"formulation": formulation, "vocabulary": vocabulary, "drafts": drafts}
-                if tuple(key.values()) in seen or (formulation, drafts) in slow:
-                    continue
-                patience = limit + 15  # the process starts and loads first
-                found = in_a_process(one_program, (vocabulary, drafts, formulation), patience)
-                size = transport.lp_size(vocabulary, drafts, formulation)
-                write("program", {**key, **(found or {"variables": size, "seconds": None})})
-                print(formulation, vocabulary, drafts, found, flush=True)
-                if found is None or found["seconds"] >= limit:
-                    slow.add((formulation, drafts))
+    sizes = [
+        {"formulation": formulation, "vocabulary": vocabulary, "drafts": drafts}
+        for formulation, found in config["programs"].items()
+        for vocabulary, drafts in found
+    ]
+    run.fill("program", sizes, lambda size: [size], solve, None)
 
 
 # --- summary ---
 
 
-def summarise() -> dict:
-    """The latest run: medians, quartiles, and the ratios between jobs of that run."""
-    folders = [path.parent for path in RESULTS.glob("*/records.jsonl")]
-    if not folders:
-        raise FileNotFoundError(f"results: no run in {RESULTS.relative_to(ROOT)}. Make one first.")
-    envs = {folder: json.loads((folder / "env.json").read_text()) for folder in folders}
-    folder = max(folders, key=lambda path: (envs[path]["sessions"][0]["start"], path.name))
-    records = read(folder)
-
-    times: dict[tuple[str, int], list[float]] = {}
-    for record in records:
-        if record["kind"] == "time":
-            times.setdefault((record["job"], record["vocabulary"]), []).append(record["seconds"])
+def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
+    """Medians, quartiles, and the ratios between jobs of the run."""
+    records = {kind: run.read(kind) for kind in SCHEMA}
+    timed = grouped(records["time"], ["job", "vocabulary"])
     timings = []
-    for (job, vocabulary), values in times.items():
+    for (job, vocabulary), lines in timed.items():
+        values = [record["seconds"] for record in lines]
         low, middle, high = statistics.quantiles(values, n=4)
-        goal = CONFIG["goal_ms"].get(f"{job} {vocabulary}")
+        goal = config["goal_ms"].get(f"{job} {vocabulary}")
         row = {
             "job": job,
             "vocabulary": vocabulary,
@@ -336,68 +340,36 @@ def summarise() -> dict:
     def ratio(job: str, other: str, vocabulary: int) -> float:
         return round(median[job, vocabulary] / median[other, vocabulary], 3)
 
+    small, *others = VOCABULARIES
+    large = others[-1]
     ratios = {
-        **{f"sort / optimum, V={v}": ratio("sort-alone", "optimum", v) for v in (50_000, 256_000)},
+        **{f"sort / optimum, V={v}": ratio("sort-alone", "optimum", v) for v in others},
         **{f"optimum / optimum by cells, V={v}": ratio("optimum", "optimum-by-cells", v)
-           for v in (50_000, 256_000)},
-        "rho bisected / rho, V=256000": ratio("rho-bisected", "rho", 256_000),
-        "plan exact / plan-512, V=32000": ratio("plan-exact", "plan-512", 32_000),
+           for v in others},
+        f"rho bisected / rho, V={large}": ratio("rho-bisected", "rho", large),
+        f"plan exact / plan-512, V={small}": ratio("plan-exact", "plan-512", small),
     }  # fmt: skip
-    kept = {"memory": [], "program": [], "accuracy": []}
-    for record in records:
-        if record["kind"] in kept:
-            fields = {key: value for key, value in record.items() if key not in ("kind", "load")}
-            kept[record["kind"]].append(fields)
+    kept = {
+        kind: [{n: v for n, v in record.items() if n not in COMMON} for record in records[kind]]
+        for kind in ("memory", "program", "accuracy")
+    }
     for row in kept["memory"]:
         row["bytes_per_token"] = round(row["peak_bytes"] / row["vocabulary"], 1)
     for row in kept["program"]:
         if row["seconds"] is not None:
             row["seconds"] = round(row["seconds"], 3)
             row["bytes_per_variable"] = round(row["peak_bytes"] / row["variables"])
-    loads = [record["load"] for record in records]
+    loads = [record["load"] for found in records.values() for record in found]
     return {
-        "command": "python -m spectr_experiments.transport",
-        "run": folder.name,
-        "environment": envs[folder]["sessions"],
+        "command": "python -m spectr_lite reproduce transport",
+        "run": run.folder.name,
+        "environment": sessions,
         "load": {"median": statistics.median(loads), "largest": max(loads)},
-        "drafts": CONFIG["drafts"],
-        "program_limit_seconds": CONFIG["program_limit_seconds"],
+        "drafts": config["drafts"],
+        "program_limit_seconds": config["program_limit_seconds"],
         "timings": timings,
         "ratios": ratios,
         "accuracy": kept["accuracy"],
         "memory": kept["memory"],
         "programs": kept["program"],
     }
-
-
-def summary_text() -> str:
-    return json.dumps(summarise(), indent=1) + "\n"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run-id", default=None, help="folder name; the same one resumes a run")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--summarise", action="store_true", help="only rewrite the summary")
-    options = parser.parse_args()
-    if not options.summarise:
-        torch.set_num_threads(1)
-        folder = RESULTS / (
-            options.run_id or f"cpu-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {**CONFIG, "rounds": options.rounds}
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        path = folder / "env.json"
-        sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
-        sessions.append({**environment(), "start": records.now(), "end": None})
-        path.write_text(json.dumps({"sessions": sessions}, indent=1) + "\n", encoding="utf-8")
-        measure(folder, options.rounds)
-        sessions[-1]["end"] = records.now()
-        path.write_text(json.dumps({"sessions": sessions}, indent=1) + "\n", encoding="utf-8")
-    SUMMARY.parent.mkdir(parents=True, exist_ok=True)
-    SUMMARY.write_text(summary_text(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,35 +1,61 @@
 """What one call of each selection rule costs, next to K-SEQ in the same run.
 
-    python -m spectr_experiments.verifiers [--device cuda] [--run-id NAME] [--rounds 15]
-    python -m spectr_experiments.verifiers --summarise
+    python -m spectr_lite reproduce verifiers [--device cuda] [--run-id NAME]
 
 Two jobs are timed. `token`: `_select` for one row with k = 8 drafts (or the number a rule is made for).
 `block`: `_verify` for one row with K = 8 paths of L = 4 tokens (one path for the rules made for one).
-All rules take turns within a round, so that a slow moment touches all of them. Records are
-appended to results/benchmark-verifiers/<run-id>/records.jsonl; a run that was stopped goes on where it
-ended. The summary ships in spectr_lite/results/.
+All rules take turns within a round, so that a slow moment touches all of them. A run is
+results/benchmark-verifiers/<run-id>/; the summary ships in spectr_lite/results/.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import statistics
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 
 import torch
 
-from spectr_experiments import records
+from spectr_experiments import clocks
+from spectr_experiments.records import Phase, Plan, Record, Run, grouped
 from spectr_lite import distributions, verifiers
 from spectr_lite.distributions import IID, sample
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "benchmark-verifiers"
-SUMMARY = ROOT / "spectr_lite" / "results" / "benchmark-verifiers.json"
-WARM_UP = 3
+FOLDER = "benchmark-verifiers"
+SCHEMA = {
+    "records": {"job": str, "verifier": str, "vocabulary": int, "drafts": int, "round": int,
+                "seconds": float},
+}  # fmt: skip
+KEYS = {"records": ("job", "verifier", "vocabulary", "round")}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=15, help="default: %(default)s")
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=[50_000, 128_000])
+
+
+def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Plan]:
+    config = make_config(device, args.rounds, args.vocabularies)
+    timing = partial(measure, config)
+    yield Plan(args.run_id or device.type, config, [Phase("timing", ["records"], timing)])
+
+
+def make_config(device: torch.device, rounds: int, vocabularies: list[int]) -> Record:
+    if rounds < 2:
+        raise ValueError(f"--rounds: found {rounds}. Give at least 2, for quartiles")
+    return {
+        "device": device.type,
+        "vocabularies": vocabularies,
+        "k": 8,
+        "length": 4,
+        "rounds": rounds,
+        "warm_up": 3,
+        "seed": 0,
+        "pair": "distributions.zipf(vocabulary, exponent=1.0, mismatch=1.0, seed)",
+        "block_rules": ["kseq", "recursive", "optimal", "block", "traversal",
+                        "multipath-block", "optimal-block"],
+    }  # fmt: skip
 
 
 def drafts_taken(name: str, wanted: int) -> int:
@@ -66,7 +92,7 @@ def block_job(
     return lambda: rule._verify(draft_probs, target_probs, paths, generator)
 
 
-def jobs(config: dict, device: torch.device) -> Iterator[tuple[dict, Callable[[], object]]]:
+def jobs(config: Record, device: torch.device) -> Iterator[tuple[Record, Callable[[], object]]]:
     for vocabulary in config["vocabularies"]:
         pair = distributions.zipf(vocabulary, seed=config["seed"])
         draft, target = (torch.as_tensor(p, dtype=torch.float32)[None].to(device) for p in pair)
@@ -82,116 +108,40 @@ def jobs(config: dict, device: torch.device) -> Iterator[tuple[dict, Callable[[]
                 yield key, block_job(name, draft, target, k, config["length"])
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def measure(config: dict, folder: Path) -> None:
+def measure(config: Record, run: Run, seconds: float | None) -> None:
     device = torch.device(config["device"])
-    records = folder / "records.jsonl"
-    done = {
-        (r["job"], r["verifier"], r["vocabulary"], r["round"])
-        for r in (json.loads(line) for line in records.read_text().splitlines())
-    } if records.exists() else set()  # fmt: skip
-    work = list(jobs(config, device))
-    for _key, call in work:
-        for _ in range(WARM_UP):
-            call()
-    with records.open("a", encoding="utf-8") as out:
-        for turn in range(config["rounds"]):
-            for key, call in work:
-                if (key["job"], key["verifier"], key["vocabulary"], turn) in done:
-                    continue
-                line = {**key, "round": turn, "seconds": seconds(call, device)}
-                out.write(json.dumps(line) + "\n")
-                out.flush()
-            print(f"round {turn + 1} of {config['rounds']}", flush=True)
+
+    def turn(call: Callable[[], object], _: int) -> Record:
+        return {"seconds": clocks.seconds_of(call, device)}
+
+    work = [(cell, partial(turn, call)) for cell, call in jobs(config, device)]
+    run.rounds("records", work, config["rounds"], seconds, config["warm_up"], least=2)
 
 
-def summarise() -> dict:
-    """Medians and quartiles of every run, and their ratios to K-SEQ of the same run and job."""
-    runs = []
-    for folder in sorted(path.parent for path in RESULTS.glob("*/records.jsonl")):
-        env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        times: dict[tuple, list[float]] = {}
-        for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            key = tuple(record[name] for name in ("job", "vocabulary", "verifier", "drafts"))
-            times.setdefault(key, []).append(record["seconds"])
-        median = {key: statistics.median(values) for key, values in times.items()}
-        rows = []
-        for key in sorted(times):
-            job, vocabulary, verifier, drafts = key
-            kseq = next(m for other, m in median.items() if other[:3] == (job, vocabulary, "kseq"))
-            low, _, high = statistics.quantiles(times[key], n=4)
-            rows.append(
-                {
-                    "job": job,
-                    "vocabulary": vocabulary,
-                    "verifier": verifier,
-                    "drafts": drafts,
-                    "median_seconds": median[key],
-                    "quartiles": [low, high],
-                    "ratio_to_kseq": median[key] / kseq,
-                    "rounds": len(times[key]),
-                }
-            )
-        runs.append({"run": folder.name, "config": config, "environment": env, "rows": rows})
-    return {"command": "python -m spectr_experiments.verifiers", "runs": runs}
+def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
+    """Medians and quartiles, and their ratios to K-SEQ of the same job."""
+    found = grouped(run.read("records"), ["job", "vocabulary", "verifier", "drafts"])
+    times = {key: [record["seconds"] for record in lines] for key, lines in found.items()}
+    median = {key: statistics.median(values) for key, values in times.items()}
+    rows = []
+    for key in sorted(times):
+        job, vocabulary, verifier, drafts = key
+        kseq = next(m for other, m in median.items() if other[:3] == (job, vocabulary, "kseq"))
+        low, _, high = statistics.quantiles(times[key], n=4)
+        rows.append(
+            {
+                "job": job,
+                "vocabulary": vocabulary,
+                "verifier": verifier,
+                "drafts": drafts,
+                "median_seconds": median[key],
+                "quartiles": [low, high],
+                "ratio_to_kseq": median[key] / kseq,
+                "rounds": len(times[key]),
+            }
+        )
+    return {"run": run.folder.name, "config": config, "environment": sessions[-1], "rows": rows}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--run-id", default=None, help="folder name; the same one resumes a run")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--vocabularies", type=int, nargs="+", default=[50_000, 128_000])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the record goes")
-    parser.add_argument("--summarise", action="store_true", help="only rewrite the summary")
-    options = parser.parse_args()
-    if not options.summarise:
-        torch.set_num_threads(options.threads)
-        config = {
-            "device": options.device,
-            "vocabularies": options.vocabularies,
-            "k": 8,
-            "length": 4,
-            "rounds": options.rounds,
-            "warm_up": WARM_UP,
-            "seed": 0,
-            "pair": "distributions.zipf(vocabulary, exponent=1.0, mismatch=1.0, seed)",
-            "block_rules": ["kseq", "recursive", "optimal", "block", "traversal",
-                            "multipath-block", "optimal-block"],
-        }  # fmt: skip
-        start = datetime.datetime.now(datetime.UTC)
-        folder = options.results / (options.run_id or f"{options.device}-{start:%Y%m%d-%H%M%S}")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        env = {
-            "command": f"python -m spectr_experiments.verifiers --device {options.device} "
-            f"--run-id {folder.name} --rounds {options.rounds} --threads {options.threads}",
-            "start": start.isoformat(timespec="seconds"),
-            "dtype": "float32",
-            **records.environment(
-                ROOT, ("spectr_lite", "scripts"), ("torch", "numpy", "scipy"), options.device
-            ),
-        }
-        measure(config, folder)
-        env["end"] = records.now()
-        (folder / "env.json").write_text(json.dumps(env, indent=2) + "\n", encoding="utf-8")
-    if options.results != RESULTS:
-        return
-    SUMMARY.parent.mkdir(parents=True, exist_ok=True)
-    SUMMARY.write_text(json.dumps(summarise(), indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+def summary(found: list[Record]) -> Record:
+    return {"command": "python -m spectr_lite reproduce verifiers", "runs": found}

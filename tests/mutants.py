@@ -4,11 +4,12 @@
     python tests/mutants.py kseq-ratio hf --jobs 1    those of these names or rooms
 
 The suite must pass as it is; then each bug is put into a temporary copy of the checkout (which is
-itself never touched), and the tests run until the first one fails. "caught": one failed. "LIVED": none did, so a bug of this kind
-could stay unseen: sharpen a test, or, where no test can see a difference, take the mutant off the
-list. A mutant with `known` set is expected to live, for the reason given there; when it is caught
-after all, take the note away. The exit status is 1 when a mutant that should be caught lives, 2
-when one does not fit the code any more, or its tests are not there.
+itself never touched), and the tests run until the first one fails. "caught": one failed. "LIVED":
+none did, so a bug of this kind could stay unseen: sharpen a test, or, where no test can see a
+difference, take the mutant off the list. A mutant with `known` set is expected to live, for the
+reason given there; when it is caught after all, take the note away. The exit status is 1 when a
+mutant that should be caught lives, 2 when one does not fit the code any more, or its tests are not
+there.
 
 `old` must occur exactly once in its file. tests/test_mutants.py checks that, so the list cannot
 rot silently.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-from spectr_experiments import clocks
+from spectr_experiments import clocks, command
+from spectr_experiments import decoding as benchmark
+from spectr_lite.__main__ import main
 from spectr_lite.book import costs
 from spectr_lite.models import load_pair
 
@@ -17,30 +17,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    from spectr_experiments import decoding
-
-    return decoding
-
-
-@pytest.fixture(scope="module")
-def quick_run(benchmark, tmp_path_factory):
+def quick_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    arguments = ["benchmark_decoding.py", "--quick", "--run-id", "try", "--results", str(folder)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", arguments)
-        for _ in range(2):  # the second finds all done
-            benchmark.main()
-    return folder / "try-bundled"
+    arguments = ["reproduce", "decoding", "--device", "cpu", "--quick", "--run-id", "try"]
+    for more in ([], ["--resume"]):  # the second finds all done
+        assert main([*arguments, "--results", str(folder), *more]) == 0
+    return command.run_at(folder / "benchmark-decoding" / "try-bundled")
 
 
-def test_a_quick_run_measures_everything(benchmark, quick_run):
-    records = benchmark.read_records(quick_run)
-    summary = benchmark.summarise_run(quick_run)
+def test_a_quick_run_measures_everything(quick_run):
+    records = quick_run.read("records")
+    summary = command.summary_of(quick_run)
     assert summary["rounds"] == 1
-    parts = [record["part"] for record in records]
-    assert len(parts) == len(benchmark.by_job(records)) + 2  # and nothing twice
-    assert set(parts) >= {"loop", "stages", "memory"}
+    assert len(records) == len(list(benchmark.jobs(quick_run.config)))  # and nothing twice
+    assert {record["part"] for record in records} >= {"loop", "stages"}
     shapes = {(m["num_drafts"], m["draft_length"]) for m in summary["methods"]}
     assert shapes == {(0, 0), (1, 2), (4, 2)}
     alone = next(m for m in summary["methods"] if m["num_drafts"] == 0)
@@ -52,11 +42,13 @@ def test_a_quick_run_measures_everything(benchmark, quick_run):
         assert milliseconds["score"] >= stage["forwards"]["target"] > 0
         assert milliseconds["draft"] >= stage["forwards"]["draft"]
     assert {v["target"] for v in summary["verdicts"]} == set(benchmark.TARGETS)
-    assert not re.search(r"/(home|root|work|tmp|Users)\b", (quick_run / "env.json").read_text())
+    assert not re.search(
+        r"/(home|root|work|tmp|Users)\b", (quick_run.folder / "env.json").read_text()
+    )
 
 
-def test_the_text_takes_the_same_bytes_for_any_number_of_drafts(benchmark, quick_run):
-    rows = benchmark.summarise_run(quick_run)["memory"]
+def test_the_text_takes_the_same_bytes_for_any_number_of_drafts(quick_run):
+    rows = command.summary_of(quick_run)["memory"]
     assert [row["num_drafts"] for row in rows] == [1, 4]
     assert len({row["text_bytes"] for row in rows}) == 1
     assert all(row["bytes"] >= row["text_bytes"] for row in rows)
@@ -96,7 +88,7 @@ def test_acceptance_for_a_block_efficiency():
     assert costs.acceptance_for(9.1, 8) is None
 
 
-def test_what_is_needed_is_enough(benchmark):
+def test_what_is_needed_is_enough():
     """At the costs or the block efficiency it names, the fitted speed is the one that was wanted."""
     fit = costs.Costs(fixed=1.0, draft=0.1, score=0.01, error=0.0)
     corner = {"cost": {"median": fit.turn(8, 8)}, "block_efficiency": 7.0}
@@ -106,7 +98,7 @@ def test_what_is_needed_is_enough(benchmark):
     assert 7.0 / cheaper.turn(8, 8) == pytest.approx(2.13)
 
 
-def test_verdicts_are_computed(benchmark):
+def test_verdicts_are_computed():
     at = {"num_drafts": 8, "draft_length": 8, "verifier": "kseq"}
     slow = at | {"speedup": {"median": 2.0}, "gain": {"median": 1.5}}
     fast = at | {"draft_length": 4, "speedup": {"median": 2.2}, "gain": {"median": 1.3}}
@@ -115,11 +107,6 @@ def test_verdicts_are_computed(benchmark):
     assert rows[-1]["at"]["draft_length"] == 4 and rows[-1]["best"]
 
 
-def test_summary_is_generated_from_the_records(benchmark):
-    stored = json.loads(benchmark.SUMMARY.read_text(encoding="utf-8"))
-    assert stored == json.loads(json.dumps(benchmark.summarise()))
-
-
-def test_records_name_no_machine(benchmark):
-    for path in benchmark.RESULTS.rglob("*.json*"):
+def test_records_name_no_machine():
+    for path in (ROOT / "results" / benchmark.FOLDER).rglob("*.json*"):
         assert not re.search(r"/(home|root|work|tmp|Users)\b", path.read_text(encoding="utf-8"))

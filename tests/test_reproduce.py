@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,9 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import BPE
+from tiny_models import write_pair
 
 from spectr_experiments import appendix_e, command, records, table1
 from spectr_lite import models, stats
@@ -33,28 +30,7 @@ FINISHED = "tiny-x/records.jsonl.gz"
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     """A directory with a random pair over bytes, which decodes in no time."""
-    folder = tmp_path_factory.mktemp("pair") / "tiny"
-    folder.mkdir()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: place for place, token in enumerate([*alphabet, models.END_OF_TEXT])}
-    tokenizer = Tokenizer(BPE(vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    shape = {"vocab_size": 257, "heads": 2, "kv_heads": 2, "context": 128, "layers": 1}
-    shape |= {"rope_theta": 10000.0, "norm_eps": 1e-5}
-    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-    config = {"tokenizer": {"file": "tokenizer.json", "sha256": digest}}
-    torch.manual_seed(0)
-    for role, width in (("target", 16), ("draft", 8)):
-        architecture = {**shape, "width": width, "ffn": 2 * width}
-        model = models.Transformer(models.TransformerConfig(**architecture))
-        model.embed_tokens.weight.data *= 10  # so that the two disagree at times
-        path = folder / f"{role}.safetensors"
-        save_file(model.state_dict(), path)
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        config[role] = {"file": path.name, "sha256": sha256, "architecture": architecture}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return write_pair(tmp_path_factory.mktemp("pair") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -187,12 +163,12 @@ def test_phases_add_to_one_run_and_its_summary(tiny, tmp_path, monkeypatch, caps
     monkeypatch.setattr(table1, "setting", lambda *_: (table1.grid((1, 2), (3,)), 3, 2, 2))
     run = ["reproduce", "table1", "--device", "cpu", "--pair", str(tiny), "--run-id", "x"]
     run += ["--results", str(tmp_path), "--phase"]
-    for phase in command.PHASES:
+    for phase in table1.PHASES:
         assert main([*run, phase]) == 0
     assert "autoregressive K=0 L=0 T=1.0" in capsys.readouterr().out
     folder = tmp_path / "table1" / "tiny-x"
     assert main(["reproduce", "verify", str(folder)]) == 0
-    found = command.summary_of(command._run("table1", folder))
+    found = command.summary_of(command.run_at(folder))
     assert found["label"] == "CPU full setting" and found["prompts"] == 3
     by_name = {(c["verifier"], c["num_drafts"]): c for c in found["cells"]}
     assert by_name["autoregressive", 0]["block_efficiency"] == 1
@@ -213,7 +189,7 @@ def test_phases_add_to_one_run_and_its_summary(tiny, tmp_path, monkeypatch, caps
 
 def test_time_that_is_up_ends_a_run_with_whole_rounds(tiny, tmp_path):
     assert reproduce_here(tiny, tmp_path, "--minutes", "0.004") == 0
-    run = command._run("table1", tmp_path / "table1" / "tiny-x")
+    run = command.run_at(tmp_path / "table1" / "tiny-x")
     places: dict[str, set] = {}
     for record in run.read("records"):
         places.setdefault(record["cell"], set()).add((record["seed"], record["prompt"]))
@@ -249,7 +225,7 @@ def test_appendix_e_records_every_stage(tmp_path, monkeypatch, capsys):
     assert main([*run, "--results", str(tmp_path)]) == 0
     folder = tmp_path / "appendix-e" / "cpu"
     assert main(["reproduce", "verify", str(folder)]) == 0
-    _, row = command.summary_of(command._run("appendix-e", folder))["cells"]
+    _, row = command.summary_of(command.run_at(folder))["cells"]
     assert row["n"] == 2 and row["positions"] == 7
     assert 0 < row["draft"] + row["score"] + row["verify"] < row["turn"]
 

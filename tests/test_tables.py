@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from spectr_experiments import command
 from spectr_lite.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,14 +24,14 @@ SUMMARIES = [path for path in PUBLISHED if path.suffix == ".json"]
 def restored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout without any generated summary, after `make tables` there."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("scripts", "results", "spectr_lite", "spectr_experiments", "training"):
+    for name in ("results", "spectr_lite", "spectr_experiments", "training"):
         skip = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=skip)
     for path in PUBLISHED:
         (folder / path.relative_to(ROOT)).unlink()
     process = subprocess.run(
-        [sys.executable, "scripts/tables.py"],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, text=True,
+        [sys.executable, "-m", "spectr_lite", "reproduce", "summarise"],
+        cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder)},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     return folder
@@ -39,7 +40,7 @@ def restored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_a_deleted_summary_comes_back_byte_for_byte(path: Path, restored: Path) -> None:
     copy = restored / path.relative_to(ROOT)
-    assert copy.is_file(), f"no writer in scripts/tables.py makes {path.name}"
+    assert copy.is_file(), f"no experiment makes {path.name}"
     assert copy.read_bytes() == path.read_bytes(), f"{path.name} is stale: make tables"
 
 
@@ -54,7 +55,8 @@ def test_every_summary_names_runs_that_are_recorded(path: Path) -> None:
         assert '"command"' in (folder / "env.json").read_text(encoding="utf-8")
 
 
-RUNS = sorted(path.parent for path in (ROOT / "results").glob("*/*/manifest.json"))
+FOLDERS = [command.experiment(name).FOLDER for name in command.EXPERIMENTS]
+RUNS = sorted(path for name in FOLDERS for path in (ROOT / "results" / name).iterdir())
 
 
 @pytest.mark.parametrize("folder", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")

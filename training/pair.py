@@ -29,10 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectr_experiments import records
-from spectr_lite.models import END_OF_TEXT, PAIRS, ModelPair, load_pair
+from spectr_experiments.draft_costs import multiply_adds
+from spectr_lite.models import END_OF_TEXT, PAIRS, Pair, load_pair
 from spectr_lite.models.transformer import Transformer, TransformerConfig
 from training.corpus import PACKAGE, SHA256, speeches, split
-from training.smollm2_draft import Run, multiply_adds
+from training.smollm2_draft import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
@@ -319,7 +320,7 @@ def distillation_loss(draft: nn.Module, target: nn.Module, batch: Tensor, final:
 def distil(
     run: Run, settings: Settings, stage: str, draft: Transformer, fit: Fit, final_from: float
 ) -> None:
-    """Fit `draft` to the target's distribution, half on speeches and half on the target's own texts.
+    """Fit `draft` to the target's law, half on speeches and half on the target's own texts.
 
     From the share `final_from` of the steps on, the loss is total variation.
     """
@@ -412,7 +413,7 @@ def stage_export(run: Run, settings: Settings) -> None:
     write("card.md", card(run, settings, pair, evaluation).encode())
 
 
-def card(run: Run, settings: Settings, pair: ModelPair, evaluation: dict) -> str:
+def card(run: Run, settings: Settings, pair: Pair, evaluation: dict) -> str:
     """The model card, all of it from the run's own records."""
     curve = [json.loads(line) for line in (run.records / "curve.jsonl").read_text().splitlines()]
     sessions = json.loads((run.records / "env.json").read_text())["sessions"]

@@ -9,8 +9,7 @@ r"""Distil a draft for SmolLM2-135M on text that the model itself wrote.
 The last one goes on from the draft in the package, on fresh text, on a GPU.
 
 Stages
-    sample   the teacher writes text; its last hidden states are kept, so that later its
-    distributions cost
+    sample   the teacher writes text; its last hidden states are kept, so that later its laws cost
              one matrix product
     shapes   a short training of each of SHAPES on the same tokens: acceptance and multiply-adds
     train    the draft of `--shape` for `--tokens`: forward KL, then total variation
@@ -37,9 +36,16 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from spectr_experiments import records
+from spectr_experiments.draft_costs import (
+    DRAFT_LENGTH,
+    END,
+    multiply_adds,
+    own_parameters,
+    speed,
+    write_text,
+)
 from spectr_lite.models import load_pair, smollm2
 from spectr_lite.models.smollm2 import NarrowDraft
 from spectr_lite.models.transformer import Transformer, TransformerConfig
@@ -51,8 +57,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("training/smollm2_draft.py", "training/corpus.py", "spectr_lite/models")
 VOCABULARY = 49_152
 CONTEXT = 8_192  # the teacher's
-DRAFT_LENGTH = 4  # of every predicted block efficiency
-END = 0  # ends a text and, as a first token, stands for the empty context
 
 
 @dataclass(frozen=True)
@@ -136,52 +140,6 @@ def beginnings(ids: list[list[int]], rows: int, prompt: int, generator: torch.Ge
         start = int(torch.randint(len(speech) - prompt, (), generator=generator))
         forced[row] = torch.tensor(speech[start : start + prompt])
     return forced
-
-
-@torch.no_grad()
-def write_text(
-    model: Transformer, forced: Tensor, length: int, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Text sampled at temperature 1, and what the teacher's distributions on it can be rebuilt from.
-
-    tokens (R, N) int32; hidden (R, N - 1, width) float16, what the head reads after each token;
-    log_normaliser (R, N - 1) float32, log sum exp of the logits.
-    """
-    rows, weight = len(forced), model.embed_tokens.weight.t()
-    device = model.device
-    tokens = torch.zeros(rows, length, dtype=torch.int64, device=device)
-    hidden = torch.empty(rows, length - 1, len(weight), dtype=torch.float16, device=device)
-    log_normaliser = torch.empty(rows, length - 1, device=device)
-    logits = torch.empty(rows, weight.shape[1], dtype=weight.dtype, device=device)
-    scratch = torch.empty(
-        rows if device.type == "cuda" else 32, weight.shape[1], device=device
-    )  # fits a CPU's cache
-    cache = model.new_cache(rows, length)
-    token = forced[:, 0].to(device)
-    for step in range(length):
-        if step:
-            uniform = torch.rand(rows, generator=generator, device=device)
-            for start in range(0, rows, len(scratch)):
-                part = slice(start, min(start + len(scratch), rows))
-                law = scratch[: part.stop - start].copy_(logits[part])
-                top = law.amax(-1, keepdim=True)
-                mass = law.sub_(top).exp_().cumsum_(-1)
-                total = mass[:, -1]
-                log_normaliser[part, step - 1] = total.log() + top[:, 0]
-                drawn = torch.searchsorted(mass, (uniform[part] * total)[:, None])[:, 0]
-                token[part] = drawn.clamp_max(weight.shape[1] - 1)
-            if step < forced.shape[1]:
-                given = forced[:, step].to(device)
-                token = torch.where(given >= 0, given, token)
-        tokens[:, step] = token
-        if step + 1 < length:
-            slot = torch.full((rows, 1), step, device=device)
-            mask = torch.ones(rows, 1, step + 1, dtype=torch.bool, device=device)
-            last = model.hidden(token[:, None], slot, cache, slot, mask)[:, 0]
-            hidden[:, step] = last.half()
-            torch.mm(last, weight, out=logits)
-    found = {"tokens": tokens.int(), "hidden": hidden, "log_normaliser": log_normaliser}
-    return {name: tensor.cpu() for name, tensor in found.items()}
 
 
 def stage_sample(run: Run, settings: Settings, device: str) -> None:
@@ -281,7 +239,7 @@ def new_draft(shape: Shape, teacher: Transformer, text: Text, seed: int) -> Tran
     else:
         torch.manual_seed(seed)
         draft = NarrowDraft(shape.config, vectors.shape[1], shape.proposed)
-        frequency = mean_probs(text[torch.arange(0, len(text.tokens), 16)], vectors)
+        frequency = mean_law(text[torch.arange(0, len(text.tokens), 16)], vectors)
         proposed = frequency.topk(shape.proposed).indices.sort().values
         axes = torch.linalg.eigh(vectors.T @ vectors).eigenvectors[:, -shape.width :]
         read, write = vectors @ axes, vectors[proposed] @ axes
@@ -297,8 +255,8 @@ def new_draft(shape: Shape, teacher: Transformer, text: Text, seed: int) -> Tran
 
 
 @torch.no_grad()
-def mean_probs(text: Text, rows: Tensor) -> Tensor:
-    """(V,) the teacher's distribution, averaged over the places of `text`."""
+def mean_law(text: Text, rows: Tensor) -> Tensor:
+    """(V,) the teacher's law, averaged over the places of `text`."""
     rows, total = rows.bfloat16(), torch.zeros(len(rows), device=rows.device)
     for hidden, normaliser in zip(text.hidden, text.log_normaliser, strict=True):
         logits = F.linear(hidden.to(rows), rows).float()
@@ -318,26 +276,25 @@ def loss_and_slope(
 ) -> tuple[Tensor, Tensor]:
     """The loss summed over rows, and its derivative by the logits.
 
-    With q the teacher's distribution on the proposed tokens, of mass <= 1 there, and p =
-    softmax(logits):
+    With q the teacher's law on the proposed tokens, of mass <= 1 there, and p = softmax(logits):
         KL:                sum q log(q / p),     slope  p sum(q) - q
         if `final`, TV:    1 - sum min(p, q),    slope  p (sum_{p < q} p - [p < q])
     """
     logits = logits.float() if bias is None else logits.float() + bias
-    log_probs = teacher_logits.float() - normaliser[:, None]
-    draft, law = logits.softmax(-1), log_probs.exp()
+    log_law = teacher_logits.float() - normaliser[:, None]
+    draft, law = logits.softmax(-1), log_law.exp()
     if final:
         short = (draft < law).float()
         value = (1 - torch.minimum(draft, law).sum(-1)).sum()
         slope = draft * ((draft * short).sum(-1, keepdim=True) - short)
     else:
-        value = (law * (log_probs - logits.log_softmax(-1))).sum()
+        value = (law * (log_law - logits.log_softmax(-1))).sum()
         slope = draft * law.sum(-1, keepdim=True) - law
     return value, slope.bfloat16()
 
 
 class HeadLoss(torch.autograd.Function):
-    """Mean loss over tokens, of both heads and their distributions chunk by chunk.
+    """Mean loss over tokens, of both heads and their laws chunk by chunk.
 
     The logits of a whole batch are never held: they would be far larger than all that trains.
     """
@@ -492,18 +449,6 @@ def fit(
     return record
 
 
-def multiply_adds(model: Transformer) -> int:
-    """Per token, of the matrix products alone; attention over a context is left out."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 1, dtype=torch.int64, device=model.device))
-    products = counter.get_flop_counts().get("Global", {})
-    return sum(count for name, count in products.items() if "mm" in str(name)) // 2
-
-
-def own_parameters(draft: Transformer) -> int:
-    return sum(p.numel() for name, p in draft.named_parameters() if name != "embed_tokens.weight")
-
-
 def stage_shapes(run: Run, settings: Settings, device: str) -> None:
     """Every shape on the same tokens; one line of shapes.jsonl each."""
     teacher = load_pair("smollm2", device).target
@@ -599,12 +544,6 @@ def write(file: str, content: bytes) -> dict[str, str]:
     return {"file": file, "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def speed(acceptance: float, cost: float) -> float:
-    """Predicted gain of drafting one path, if a call of the target costs the same for all of it."""
-    tokens = sum(acceptance**depth for depth in range(DRAFT_LENGTH + 1))
-    return tokens / (1 + DRAFT_LENGTH * cost)
-
-
 def compared(run: Run, settings: Settings) -> str:
     """The card's part on shapes; empty where the run compared none."""
     path, length = run.records / "shapes.jsonl", DRAFT_LENGTH
@@ -661,7 +600,7 @@ accepted, and that is all.
 Acceptance of one draft, the mean of sum min(draft, target), was {record["acceptance"]:.3f} at the
 end of training, in {settings.held_out_rows} windows of {length} tokens that the target wrote and no
 draft learned from, in bfloat16. Longer texts are untried.
-`python -m spectr_experiments.drafts` compares all drafts: its records are in
+`python -m spectr_lite reproduce drafts` compares all drafts: its records are in
 `results/smollm2-drafts`, its table is `spectr_lite/results/smollm2-drafts.json`.
 
 ## Training

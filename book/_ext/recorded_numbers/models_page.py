@@ -52,7 +52,7 @@ def quality() -> str:
     """The same held-out text for all pairs."""
     measured = summary("models")
     if "pairs" not in measured:
-        return "*Not recorded yet: `python -m spectr_experiments.models --run-id ID`.*\n"
+        return "*Not recorded yet: `python -m spectr_lite reproduce models`.*\n"
 
     def cell(entry: dict, role: str, key: str, digits: int) -> str:
         return f"{entry[role][key]:.{digits}f}" if role in entry else "—"
@@ -78,7 +78,7 @@ def smollm2_drafts() -> str:
     """Acceptance against cost, on text that SmolLM2 wrote."""
     found = summary("smollm2-drafts")
     if "drafts" not in found:
-        return "*Not recorded yet: `python -m spectr_experiments.drafts --run-id ID`.*\n"
+        return "*Not recorded yet: `python -m spectr_lite reproduce drafts`.*\n"
     rows = []
     for entry in sorted(found["drafts"], key=lambda entry: entry["cost"]):
         text = entry["texts"]["own"]

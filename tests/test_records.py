@@ -74,6 +74,59 @@ def test_an_unfinished_last_line_is_cut_and_made_again(run, cut, capsys):
     assert run.read("records") == [record(0), record(1)]
 
 
+def test_a_byte_that_was_changed_is_found_or_changes_nothing(run):
+    run.append("records", 0, [record(0), record(1)])
+    run.finish("records")
+    path = run.folder / "records.jsonl.gz"
+    content = path.read_bytes()
+    refused = 0
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 0x55
+        path.write_bytes(changed)
+        try:
+            run.verify()
+        except ValueError as error:
+            assert path.name in str(error)
+            refused += 1
+        else:
+            assert run.read("records") == [record(0), record(1)]
+    assert refused > len(content) - 12  # the header has bytes that say nothing
+
+
+def test_a_record_without_a_field_is_named(run):
+    run.append("records", 0, [record(0), {"cell": "a", "value": 1.0}])
+    with pytest.raises(
+        ValueError, match=r"records\.part-0\.jsonl, line 2: fields \['cell', 'value'\]"
+    ):
+        run.done("records")
+
+
+def test_a_config_that_was_cut_is_named(run):
+    run.append("records", 0, [record(0)])
+    config = run.folder / "config.json"
+    config.write_bytes(config.read_bytes()[:9])
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        run.open({"cells": ["a"]}, resume=True, kinds=["records"])
+
+
+def test_settings_under_which_nothing_was_recorded_block_nothing(run):
+    run.open({"cells": ["b"]}, resume=False, kinds=["records"])
+    assert run.config == {"cells": ["b"]}
+
+
+def test_one_process_at_a_time_records_in_a_folder(run):
+    other = records.Run(run.folder, run.schema, run.keys)
+    with (
+        run.lock(),
+        pytest.raises(ValueError, match=r"--run-id: another process .*run"),
+        other.lock(),
+    ):
+        pass
+    with other.lock():
+        assert {path.name for path in run.folder.iterdir()} == {"config.json", "env.json"}
+
+
 def test_damage_in_the_middle_names_file_and_line(run):
     run.append("records", 0, [record(0), record(1), record(2)])
     path = run.folder / "records.part-0.jsonl"
