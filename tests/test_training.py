@@ -296,11 +296,22 @@ def toy(run, steps=6):
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 1)
     fit = train.Fit(steps, 0.1, warmup=2)
-    return train.train(
-        run, "toy", model, fit, 1, 10,
-        lambda step, generator: model(torch.randn(3, 2, generator=generator)).square().mean(),
-        lambda step: {"weight": model.weight[0, 0].item()}, every=2,
-    )  # fmt: skip
+
+    def loss_at(step, generator):
+        assert model.training  # with its dropout, if it has any
+        return model(torch.randn(3, 2, generator=generator)).square().mean()
+
+    def validate(done):
+        assert not model.training and not torch.is_grad_enabled()
+        return {"weight": model.weight[0, 0].item()}
+
+    return train.train(run, "toy", model, fit, 1, 10, loss_at, validate, every=2)
+
+
+def test_the_last_line_is_returned_and_counts_what_was_read():
+    last = toy(train.TrainingRun("a"), steps=5)
+    assert (last["stage"], last["step"], last["tokens"]) == ("toy", 5, 50)
+    assert toy(train.TrainingRun("a"), steps=5) == last  # finished: nothing is trained again
 
 
 def test_a_curve_cut_at_any_byte_comes_back():

@@ -69,9 +69,9 @@ class Settings:
 # --- text ----------------------------------------------------------------------------------------
 
 
-def train_tokenizer(texts: list[str]) -> tokenizers.Tokenizer:
+def stage_tokenizer(run: TrainingRun, settings: Settings) -> None:
     """Byte-level BPE. Id 0 ends a text and, as the first token, stands for the empty context."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer, texts = tokenizers.Tokenizer(tokenizers.models.BPE()), speeches()
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
@@ -80,8 +80,8 @@ def train_tokenizer(texts: list[str]) -> tokenizers.Tokenizer:
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    tokenizer.train_from_iterator([texts[id] for id in split(list(texts))["train"]], trainer)
+    tokenizer.save(str(run.files / "tokenizer.json"))
 
 
 def load_tokens(run: TrainingRun, part: str) -> Tensor:
@@ -121,12 +121,6 @@ def add_dropout(model: Transformer, rate: float) -> None:
             branch.register_forward_hook(
                 lambda module, _, output: F.dropout(output, rate, module.training)
             )
-
-
-def stage_tokenizer(run: TrainingRun, settings: Settings) -> None:
-    texts = speeches()
-    tokenizer = train_tokenizer([texts[id] for id in split(list(texts))["train"]])
-    tokenizer.save(str(run.files / "tokenizer.json"))
 
 
 def train_alone(run: TrainingRun, settings: Settings, stage: str) -> None:

@@ -267,37 +267,6 @@ def compiled_loss() -> Callable[..., tuple[Tensor, Tensor]]:
 # --- training ------------------------------------------------------------------------------------
 
 
-class Trainer:
-    """One draft on one text: the loss of a batch, and how good the draft is on held-out text."""
-
-    def __init__(self, draft: Transformer, teacher: Transformer, device: str) -> None:
-        self.device, rows = device, teacher.embed_tokens.weight
-        self.weight, self.bias = draft.embed_tokens.weight, None
-        if isinstance(draft, NarrowDraft):
-            self.weight, self.bias = draft.output.weight, draft.output.bias
-            rows = rows[draft.proposed]
-        self.teacher_rows = rows.bfloat16()
-        self.hidden = torch.compile(draft.hidden)
-        self.chunk = 256 if device == "cpu" else 4096
-
-    def loss(self, text: Text, final: bool) -> Tensor:
-        text = text.to(self.device)
-        with torch.autocast(self.device, torch.bfloat16):
-            hidden = self.hidden(text.tokens[:, :-1])
-        return HeadLoss.apply(
-            hidden.flatten(0, 1), self.weight, self.bias,
-            text.hidden.flatten(0, 1), self.teacher_rows, text.log_normaliser.flatten(),
-            final, self.chunk,
-        )  # fmt: skip
-
-    @torch.no_grad()
-    def acceptance(self, text: Text) -> float:
-        """Mean of sum min(draft, target): the chance that a single drafted token is kept."""
-        count = len(text.tokens)
-        parts = torch.arange(count).split(8)
-        return 1 - sum(self.loss(text[rows], True).item() * len(rows) for rows in parts) / count
-
-
 def rows_at(step: int, batch: int, count: int, seed: int) -> Tensor:
     """The rows of a step's batch: every row once before any comes again, each round shuffled."""
     places = torch.arange(step * batch, (step + 1) * batch)
@@ -329,18 +298,35 @@ class Lesson:
         draft = new_draft(shape, self.teacher, self.text, settings.seed).to(self.device)
         if init:
             draft.load_state_dict(load_file(init), strict=False)
-        trainer = Trainer(draft, self.teacher, self.device)
+        weight, bias, rows = draft.embed_tokens.weight, None, self.teacher.embed_tokens.weight
+        if isinstance(draft, NarrowDraft):
+            weight, bias, rows = draft.output.weight, draft.output.bias, rows[draft.proposed]
+        teacher_rows, read = rows.bfloat16(), torch.compile(draft.hidden)
+        chunk = 256 if self.device == "cpu" else 4096
         step_tokens = settings.batch * (settings.length - 1)
         steps = max(tokens // step_tokens, 1)
         fit = Fit(steps, shape.learning_rate, batch=settings.batch, warmup=min(100, steps // 10))
 
+        def loss(text: Text, final: bool) -> Tensor:
+            text = text.to(self.device)
+            with torch.autocast(self.device, torch.bfloat16):
+                hidden = read(text.tokens[:, :-1])
+            teaching, normaliser = text.hidden.flatten(0, 1), text.log_normaliser.flatten()
+            return HeadLoss.apply(
+                hidden.flatten(0, 1), weight, bias, teaching, teacher_rows, normaliser, final, chunk
+            )
+
         def loss_at(step: int, _: torch.Generator) -> Tensor:
-            rows = rows_at(step, fit.batch, len(self.text.tokens), settings.seed)
-            return trainer.loss(self.text[rows], step >= final * steps)
+            batch = rows_at(step, fit.batch, len(self.text.tokens), settings.seed)
+            return loss(self.text[batch], step >= final * steps)
 
         def validate(done: int) -> Record:
-            loss = "total variation" if done - 1 >= final * steps else "KL"
-            return {"loss": loss, "acceptance": round(trainer.acceptance(self.held_out), 4)}
+            kind = "total variation" if done - 1 >= final * steps else "KL"
+            count = len(self.held_out.tokens)
+            parts = torch.arange(count).split(8)
+            lost = sum(loss(self.held_out[part], True).item() * len(part) for part in parts)
+            # Mean of sum min(draft, target): the chance that a single drafted token is kept.
+            return {"loss": kind, "acceptance": round(1 - lost / count, 4)}
 
         record = train(
             self.run, stage, draft, fit, settings.seed, step_tokens, loss_at, validate,
