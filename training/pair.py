@@ -318,6 +318,7 @@ def card() -> str:
 
 
 def size(model: nn.Module) -> int:
+    """The number of its parameters."""
     return sum(p.numel() for p in model.parameters())
 
 

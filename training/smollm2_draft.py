@@ -124,12 +124,13 @@ class Text:
 
 
 def load_text(run: TrainingRun, shards: Iterable[int]) -> Text:
-    paths = [run.files / f"shard-{shard:03d}.pt" for shard in shards]
-    if missing := [path.name for path in paths if not path.exists()]:
+    """The text of these shards, one after the other; FileNotFoundError where one is missing."""
+    parts = {f"shard-{shard:03d}": run.load(f"shard-{shard:03d}") for shard in shards}
+    if missing := [name for name, part in parts.items() if part is None]:
         raise FileNotFoundError(f"{run.files} lacks {missing}; run --stage sample first")
-    parts = [torch.load(path, weights_only=True, mmap=True) for path in paths]
     tokens, hidden, normaliser = (
-        torch.cat([part[name] for part in parts]) for name in ("tokens", "hidden", "log_normaliser")
+        torch.cat([part[name] for part in parts.values()])
+        for name in ("tokens", "hidden", "log_normaliser")
     )
     return Text(tokens.long(), hidden, normaliser)
 

@@ -102,7 +102,7 @@ class TrainingRun:
             for record in self.read(CURVE):
                 known.setdefault(record["stage"], []).append(record)
             paths = sorted(self.files.glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
-            saved = {path.stem: torch.load(path, weights_only=True, mmap=True) for path in paths}
+            saved = {path.stem: self.load(path.stem) for path in paths}
             if stage in known and stage not in saved:
                 raise ValueError(
                     f"run-id {self.id}: {self.records / CURVE} has stage {stage} up to step "
@@ -123,9 +123,11 @@ class TrainingRun:
         partial.replace(self.files / f"{name}.pt")
 
     def load(self, name: str) -> Record | None:
-        """What `save` wrote; None where it wrote nothing."""
+        """What `save` wrote, on the CPU and read when it is used; None where it wrote nothing."""
         path = self.files / f"{name}.pt"
-        return torch.load(path, weights_only=True) if path.exists() else None
+        if not path.exists():
+            return None
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 @dataclass(frozen=True)
