@@ -40,30 +40,29 @@ def predicted(first: float, later: float) -> float:
 def write_text(
     model: Transformer, forced: Tensor, length: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Text sampled at temperature 1, and what the teacher's distributions on it can be rebuilt from.
+    """Text sampled at temperature 1 from a model whose head is its embedding.
 
+    forced (R, P): the tokens that a row begins with, -1 where the model is free. Returns, on the CPU:
     tokens (R, N) int32; hidden (R, N - 1, width) float16, what the head reads after each token;
     log_normaliser (R, N - 1) float32, log sum exp of the logits.
     """
-    rows, weight = len(forced), model.embed_tokens.weight.t()
-    device = model.device
+    rows, weight, device = len(forced), model.embed_tokens.weight.t(), model.device
     tokens = torch.zeros(rows, length, dtype=torch.int64, device=device)
     hidden = torch.empty(rows, length - 1, len(weight), dtype=torch.float16, device=device)
     log_normaliser = torch.empty(rows, length - 1, device=device)
     logits = torch.empty(rows, weight.shape[1], dtype=weight.dtype, device=device)
-    scratch = torch.empty(
-        rows if device.type == "cuda" else 32, weight.shape[1], device=device
-    )  # fits a CPU's cache
-    cache = model.new_cache(rows, length)
+    few = rows if device.type == "cuda" else min(rows, 32)  # fits a CPU's cache
+    scratch = torch.empty(few, weight.shape[1], device=device)
+    cache = model.new_cache(rows, length - 1)  # the last token is not read
     token = forced[:, 0].to(device)
     for step in range(length):
         if step:
             uniform = torch.rand(rows, generator=generator, device=device)
-            for start in range(0, rows, len(scratch)):
-                part = slice(start, min(start + len(scratch), rows))
-                law = scratch[: part.stop - start].copy_(logits[part])
-                top = law.amax(-1, keepdim=True)
-                mass = law.sub_(top).exp_().cumsum_(-1)
+            for start in range(0, rows, few):
+                part = slice(start, min(start + few, rows))
+                probs = scratch[: part.stop - start].copy_(logits[part])
+                top = probs.amax(-1, keepdim=True)
+                mass = probs.sub_(top).exp_().cumsum_(-1)
                 total = mass[:, -1]
                 log_normaliser[part, step - 1] = total.log() + top[:, 0]
                 drawn = torch.searchsorted(mass, (uniform[part] * total)[:, None])[:, 0]

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import torch
 
 from spectr_experiments.records import Phase, Plan, Record, Run, rounded
-from spectr_lite.models import Pair, load_pair, pair_names, prompts
+from spectr_lite.models import ModelPair, load_pair, pair_names, prompts
 from spectr_lite.stats import mean_interval
 
 FOLDER = "models"
@@ -42,7 +42,7 @@ def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) ->
 
 def measure(texts: list[tuple[str, str]], run: Run, seconds: float | None) -> None:
     @functools.lru_cache(maxsize=1)  # a pair is loaded only if it has something left to do
-    def load(name: str) -> Pair | None:
+    def load(name: str) -> ModelPair | None:
         try:
             return load_pair(name)
         except (FileNotFoundError, ImportError) as error:
@@ -63,7 +63,7 @@ def measure(texts: list[tuple[str, str]], run: Run, seconds: float | None) -> No
     run.fill("records", units, lambda u: [{"pair": u[0], "document": u[1]}], make, seconds)
 
 
-def sizes(pair: Pair) -> Record:
+def sizes(pair: ModelPair) -> Record:
     """Parameters; the draft's own, without what it shares with the target."""
     shared = {p.data_ptr() for p in pair.target.parameters()}
     return {
@@ -75,7 +75,7 @@ def sizes(pair: Pair) -> Record:
 
 
 @torch.no_grad()
-def compare(pair: Pair, document: str, text: str) -> Record:
+def compare(pair: ModelPair, document: str, text: str) -> Record:
     """Sums over the tokens of a text but the first."""
     ids = torch.tensor([[pair.end_of_text, *pair.tokenizer.encode(text).ids]])
     first = len(pair.tokenizer.decode(ids[0, 1:2].tolist()))

@@ -45,7 +45,7 @@ from spectr_lite import transport, verifiers
 from spectr_lite.book.recorded import paper
 from spectr_lite.decoding import decode
 from spectr_lite.distributions import IID, Drafting, TopM, WithoutReplacement
-from spectr_lite.models import Pair, load_pair, pair_names
+from spectr_lite.models import ModelPair, load_pair, pair_names
 from spectr_lite.models import prompts as texts
 from spectr_lite.stats import mean_interval, ratio_interval
 
@@ -210,7 +210,7 @@ def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) ->
 
 
 def make_config(
-    pair: Pair,
+    pair: ModelPair,
     device: torch.device,
     name: str,
     text: str,
@@ -256,7 +256,7 @@ def make_config(
     }  # fmt: skip
 
 
-def batch_size(pair: Pair, cells: Sequence[Cell], device: torch.device, count: int) -> int:
+def batch_size(pair: ModelPair, cells: Sequence[Cell], device: torch.device, count: int) -> int:
     """Prompts side by side: as many as the largest cell leaves room for, by an estimate in bytes.
 
     A row holds about ten arrays of K (L + 1) distributions in float32 (drafted, scored, and what
@@ -284,7 +284,7 @@ def batch_size(pair: Pair, cells: Sequence[Cell], device: torch.device, count: i
 # --- phases ---
 
 
-def block_efficiency(config: Record, pair: Pair, run: Run, seconds: float | None) -> None:
+def block_efficiency(config: Record, pair: ModelPair, run: Run, seconds: float | None) -> None:
     """Rank r decodes batches r, r + world, ... A batch whose records are all there is skipped."""
     rank, world, _ = ranks()
     held = _prompts(config, pair).tokens
@@ -307,7 +307,7 @@ def block_efficiency(config: Record, pair: Pair, run: Run, seconds: float | None
 
 
 def _decode_batch(
-    pair: Pair, cell: Cell, held: list[list[int]], rows: range, seed: int, new_tokens: int
+    pair: ModelPair, cell: Cell, held: list[list[int]], rows: range, seed: int, new_tokens: int
 ) -> list[Record]:
     """The generator is that of the seed and the batch, the same for all cells: their drafts begin
     alike, which narrows the interval of a difference."""
@@ -328,7 +328,7 @@ def _decode_batch(
     ]
 
 
-def wall_clock(config: Record, pair: Pair, run: Run, seconds: float | None) -> None:
+def wall_clock(config: Record, pair: ModelPair, run: Run, seconds: float | None) -> None:
     """One prompt at a time, all cells in turn."""
     held = _prompts(config, pair).tokens
     asked = config["timing"]
@@ -344,7 +344,7 @@ def wall_clock(config: Record, pair: Pair, run: Run, seconds: float | None) -> N
     run.rounds("timing", jobs, asked["rounds"], seconds)
 
 
-def draft_laws(config: Record, pair: Pair, run: Run, seconds: float | None) -> None:
+def draft_laws(config: Record, pair: ModelPair, run: Run, seconds: float | None) -> None:
     """Exact one-step acceptance under each way of drafting, averaged over places of a sampled text."""
     asked = config["draft_laws"]
     held = _prompts(config, pair).tokens[: asked["prompts"]]
@@ -388,10 +388,10 @@ def _acceptances(draft: torch.Tensor, target: torch.Tensor, k: int) -> Iterator[
 
 @torch.no_grad()
 def _places(
-    pair: Pair, tokens: list[int], temperature: float, number: int, places: int
+    pair: ModelPair, tokens: list[int], temperature: float, number: int, places: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distributions (places, V) of draft and target in float64, on the CPU, along two tokens per place that
-    the target wrote."""
+    """Probabilities (places, V) of draft and target, float64, on the CPU, along two tokens per place
+    that the target wrote."""
     text = list(tokens)
     cell = autoregressive(temperature).settings()
     new = 2 * places
@@ -405,7 +405,7 @@ def _places(
     return draft, target
 
 
-def _prompts(config: Record, pair: Pair) -> texts.Prompts:
+def _prompts(config: Record, pair: ModelPair) -> texts.Prompts:
     count, length = config["prompts"], config["prompt_length"]
     return texts.load(config["text_name"], pair.tokenizer, count=count, length=length)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import huggingface_hub
@@ -11,7 +12,7 @@ import pytest
 from recorded_numbers import models_page as page
 from test_hub import random_model
 
-from spectr_experiments import models as measure
+from spectr_experiments import command
 from spectr_lite.models import PAIRS, pair_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,11 +87,14 @@ def test_a_table_of_a_recorded_run_names_it(name: str) -> None:
         assert re.search(r"[Rr]un `[\w-]+`|results/[\w-]+/[\w-]+", text)
 
 
-def test_the_summary_is_that_of_the_newest_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not measure.SUMMARY.is_file():
-        pytest.skip("no run of spectr_experiments/models.py is recorded")
-    stored = measure.SUMMARY.read_bytes()
-    monkeypatch.setattr(measure, "SUMMARY", tmp_path / "models.json")
-    assert measure.write_summary().read_bytes() == stored
+def test_the_summary_is_that_of_the_newest_run(tmp_path: Path) -> None:
+    (recorded,) = (ROOT / "results" / "models").iterdir()
+    older = tmp_path / "results" / "models" / "older"
+    shutil.copytree(recorded, older)
+    env = json.loads((older / "env.json").read_text())
+    (older / "env.json").write_text(json.dumps(env | {"start": "2000-01-01T00:00:00+00:00"}))
+    shutil.copytree(recorded, older.parent / recorded.name)
+    (tmp_path / "spectr_lite" / "results").mkdir(parents=True)
+    command.write_summaries(tmp_path)
+    found = (tmp_path / "spectr_lite" / "results" / "models.json").read_bytes()
+    assert found == (ROOT / "spectr_lite" / "results" / "models.json").read_bytes()

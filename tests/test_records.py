@@ -52,6 +52,7 @@ def test_parts_merge_to_the_same_bytes_in_any_order(run):
     run.append("records", 1, [record(2), record(0, "b"), record(1)])
     run.finish("records")
     first = (run.folder / "records.jsonl.gz").read_bytes()
+    assert run.read("records") == [record(0), record(1), record(2), record(0, "b")]
     assert run.verify() == {"records.jsonl.gz": 4}
     assert [path.name for path in run.files("records")] == ["records.jsonl.gz"]
     run.append("records", 3, [record(0)])  # a resumed run that had nothing to add
@@ -184,21 +185,26 @@ def test_a_run_is_only_gone_on_with_when_asked_and_with_the_same_settings(run):
         run.verify()
 
 
-def test_rounds_take_turns_after_one_that_is_not_recorded(run):
+def test_rounds_take_turns_after_one_that_is_not_recorded(tmp_path):
+    fields = {"cell": str, "round": int, "value": float}
+    run = records.Run(tmp_path, {"speeds": fields}, {"speeds": ("cell", "round")})
     asked = []
 
-    def measure(cell, number):
-        asked.append(cell)
-        return {**record(number, cell), "value": float(len(asked))}
+    def measured(name):
+        def turn(number):
+            asked.append(name)
+            return {"value": float(len(asked))}
 
-    run.append("records", 0, [record(2, "b")])
-    run.rounds("records", "abc", 4, lambda cell, number: (cell, number), measure, None)
+        return {"cell": name}, turn
+
+    run.append("speeds", 0, [{"cell": "b", "round": 2, "value": 1.0}])
+    run.rounds("speeds", [measured(name) for name in "abc"], 4, None)
     assert "".join(asked) == "abcabcbcacaabc"
-    values = {(r["cell"], r["prompt"]): r["value"] for r in run.read("records")}
+    values = {(r["cell"], r["round"]): r["value"] for r in run.read("speeds")}
     assert len(values) == 12
     assert [values[cell, 0] for cell in "abc"] == [4, 5, 6]
     assert values["b", 2] == 1
-    assert len(records.read_records(run.folder / "records.part-0.jsonl")[0]) == 12
+    assert len(records.read_records(run.folder / "speeds.part-0.jsonl")[0]) == 12
 
 
 def test_in_time_ends_where_one_more_as_long_as_the_longest_would_be_late(monkeypatch):

@@ -11,12 +11,6 @@ import hashlib
 from pathlib import Path
 
 import jinja2
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from spectr_lite.models.transformer import Transformer
-
-DRAFT_LENGTH = 4  # of every predicted block efficiency
 
 
 def render(template: str, **values: object) -> str:
@@ -37,25 +31,6 @@ def put(path: Path, content: bytes) -> dict[str, str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def multiply_adds(model: Transformer) -> int:
-    """Per token, of the matrix products alone; attention over a context is left out."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 1, dtype=torch.int64, device=model.device))
-    products = counter.get_flop_counts().get("Global", {})
-    return sum(count for name, count in products.items() if "mm" in str(name)) // 2
-
-
-def own_parameters(draft: Transformer) -> int:
-    """Parameters but for the embedding, which a draft of SmolLM2 shares with its target."""
-    return sum(p.numel() for name, p in draft.named_parameters() if name != "embed_tokens.weight")
-
-
-def speed(acceptance: float, cost: float) -> float:
-    """Predicted gain of drafting one path, if a call of the target costs the same for all of it."""
-    tokens = sum(acceptance**depth for depth in range(DRAFT_LENGTH + 1))
-    return tokens / (1 + DRAFT_LENGTH * cost)
 
 
 def main() -> None:

@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spectr_experiments.draft_costs import multiply_adds, write_text
 from spectr_experiments.records import now, read_records
 from spectr_lite.models import END_OF_TEXT, PAIRS, load_pair
 from spectr_lite.models.transformer import Transformer, TransformerConfig
-from training.cards import multiply_adds, put, render
+from training.cards import put, render
 from training.corpus import PACKAGE, SHA256, speeches, split
-from training.sampling import write_text
 from training.train import CURVE, ROOT, Fit, Record, TrainingRun, train
 
 SOURCES = ("training", "spectr_lite/models/pairs.py", "spectr_lite/models/transformer.py")

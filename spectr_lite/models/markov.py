@@ -32,7 +32,7 @@ class MarkovModel:
     """
 
     def __init__(self, transition: ArrayLike, initial: ArrayLike) -> None:
-        size = len(initial)
+        size = np.shape(initial)[0]
         if np.shape(transition) != (size, size):
             raise ValueError(
                 f"transition and initial: shapes {np.shape(transition)} and {np.shape(initial)}. "

@@ -116,7 +116,7 @@ def sotu() -> tuple[str, Iterable[tuple[str, str]]]:
     if found != stored["sha256"]:
         raise ValueError(
             f"{SOTU} was altered: it promises SHA-256 {stored['sha256']} of its texts, found {found}; "
-            "reinstall spectr-lite or run training/cut_prompts.py again"
+            "reinstall spectr-lite or run python -m training.cut_prompts again"
         )
     passages = [(f"{p['document']}:{p['character']}", p["text"]) for p in stored["prompts"]]
     return f"{stored['rule']} ({stored['source']}, text SHA-256 {found[:16]})", passages
