@@ -2,7 +2,7 @@
 
 The package's docstrings are plain text. A paragraph that is indented, or aligned in columns, is a
 formula or a list and is kept line by line; a column of names with their meanings becomes a list of
-definitions; the rest is flowing text, in which `name` is code.
+definitions; an example that the tests run is code; the rest is flowing text, in which `name` is code.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ def rewrite(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     paragraphs = ["\n".join(group) for kept, group in groupby(lines, key=bool) if kept]
     out: list[str] = []
     for paragraph in paragraphs:
+        if paragraph.lstrip().startswith(">>>"):
+            out += [".. code-block:: python", "", *(f"    {s}" for s in paragraph.split("\n")), ""]
+            continue
         if entries := defined(paragraph.split("\n")):
             for term, meaning in entries:
                 out += [f"``{term}``", f"    {prose(meaning)}", ""]
