@@ -33,9 +33,9 @@ steps() {
   step fetch-smollm2 1m -m training.fetch_smollm2 -- -m training.fetch_smollm2
   step checks 4m -m pytest -q -m gpu tests/test_gpu.py tests/test_graphs.py -- \
     -m pytest -q tests/test_gpu.py -k "cpu and agrees"
-  step decoding-bundled 3.5m "${run[@]}" decoding --pair bundled "${gpu[@]}" --minutes 2 -- \
+  step decoding-bundled 3.5m "${run[@]}" decoding --pair bundled "${gpu[@]}" --minutes 2 --resume -- \
     "${run[@]}" decoding --quick --run-id dry-bundled "${scratch[@]}"
-  step "decoding-$large" 4.5m "${run[@]}" decoding --pair "$large" "${gpu[@]}" --minutes 3 -- \
+  step "decoding-$large" 4.5m "${run[@]}" decoding --pair "$large" "${gpu[@]}" --minutes 3 --resume -- \
     "${run[@]}" decoding --quick --run-id "dry-$large" "${scratch[@]}"
   for pair in bundled "$large"; do
     step "table1-$pair" 3.5m "${run[@]}" table1 --pair "$pair" "${gpu[@]}" --minutes 2.5 --resume -- \
@@ -44,7 +44,7 @@ steps() {
   done
   step appendix-e 3m "${run[@]}" appendix-e "${gpu[@]}" --minutes 2 --resume -- \
     "${run[@]}" appendix-e --rounds 1 --device cpu "${scratch[@]}"
-  step verifiers 2m "${run[@]}" verifiers "${gpu[@]}" -- \
+  step verifiers 2m "${run[@]}" verifiers "${gpu[@]}" --resume -- \
     "${run[@]}" verifiers --rounds 2 --vocabularies 100 --run-id dry "${scratch[@]}"
   OPEN=1 step distil 9m -m training.smollm2_draft "${gpu[@]}" --stage sample shapes train -- \
     -m training.smollm2_draft --help

@@ -92,6 +92,11 @@ def measure(config: Record, target: Any, draft: Any, run: Run, seconds: float | 
 def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
     """One run of spectr_lite/results/appendix-e.json. Ratios are to a turn without drafts."""
     by_cell = grouped(run.read("records"), ["num_drafts", "draft_length"])
+    if (0, 0) not in by_cell:
+        raise ValueError(
+            f"{run.folder}: the turn without drafts, to which all ratios are, is not recorded yet; "
+            "go on with --resume and more --minutes"
+        )
     alone = _median(by_cell[0, 0], "score")
     step = _median(by_cell[0, 0], "turn")
     rows = []

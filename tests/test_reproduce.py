@@ -230,6 +230,15 @@ def test_appendix_e_records_every_stage(tmp_path, monkeypatch, capsys):
     assert 0 < row["draft"] + row["score"] + row["verify"] < row["turn"]
 
 
+def test_appendix_e_without_its_baseline_says_what_is_missing(tmp_path):
+    run = records.Run(tmp_path / "cpu", appendix_e.SCHEMA, appendix_e.KEYS)
+    run.folder.mkdir()
+    place = {"num_drafts": 8, "draft_length": 4, "round": 0, "calls": 3}
+    run.append("records", 0, [place | dict.fromkeys((*appendix_e.STAGES, "turn"), 0.5)])
+    with pytest.raises(ValueError, match=r"turn without drafts.*is not recorded yet; go on with"):
+        appendix_e.summarise(run, {}, [])
+
+
 def test_appendix_e_has_the_papers_sizes():
     sizes = appendix_e.make_config(torch.device("cpu"), torch.float32, 1)
     stated = recorded.paper()["appendix_e"]

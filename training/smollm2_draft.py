@@ -82,9 +82,6 @@ class Settings:
     prompts_sha256: str = SOTU_SHA256
 
 
-Run = TrainingRun  # the name under which spectr_experiments.drafts imports it
-
-
 # --- text from the teacher ----------------------------------------------------------------------
 
 
