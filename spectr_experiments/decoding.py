@@ -249,6 +249,7 @@ def replay(name: str, model: Any, count: int, slots: int) -> list[Record]:
     mask = torch.ones(1, count, slots, dtype=torch.bool, device=model.device)
     arguments = tokens, slot, model.new_cache(1, slots), slot, mask
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())  # which fills the arguments
     with torch.cuda.stream(side):
         for _ in range(3):
             model(*arguments)

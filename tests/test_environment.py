@@ -38,7 +38,7 @@ def test_report_says_what_to_do_about_an_old_or_missing_torch(
     monkeypatch.setattr(importlib.metadata, "version", version)
     line = last_line(capsys)
     assert line.startswith("FAIL: ")
-    assert "pip install 'torch>=2.4'" in line
+    assert "pip install 'torch>=2.5'" in line
 
 
 def test_report_takes_colabs_versions(

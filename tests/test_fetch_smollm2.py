@@ -226,7 +226,7 @@ def test_a_quantised_value_is_kept_exactly(write_gguf: Callable[..., Path]) -> N
         for tensor in gguf.GGUFReader(path).tensors
     }
     loaded, _ = converted(path)
-    found = loaded.layers[1].mlp.up_proj.weight
+    found = loaded.state_dict()["layers.1.mlp.up_proj.weight"]
     assert torch.equal(found, torch.tensor(exact["blk.1.ffn_up.weight"]))
     assert not torch.equal(found, found.half().float())
 

@@ -102,20 +102,20 @@ def test_move_then_continue_equals_a_clean_run(model: Transformer) -> None:
 
 def test_move_reads_before_it_writes_and_keeps_rows_apart(model: Transformer) -> None:
     cache = model.new_cache(2, 6)
-    cache.keys.copy_(torch.arange(6.0)[:, None].expand_as(cache.keys))
-    cache.values.copy_(-cache.keys)
+    keys, values = cache.entries.chunk(2, 2)
+    keys.copy_(torch.arange(6.0)[:, None].expand_as(keys))
+    values.copy_(-keys)
     cache.move(torch.tensor([[1, 2, 3], [5, 4, 3]]), torch.tensor([[0, 1, 2], [3, 4, 5]]))
     expected = torch.tensor([[1.0, 2, 3, 3, 4, 5], [0.0, 1, 2, 5, 4, 3]]).double()
-    assert torch.equal(cache.keys[1, :, 0, :, 0], expected)
-    assert torch.equal(cache.values[2, :, 1, :, 3], -expected)
+    assert torch.equal(keys[1, :, 0, :, 0], expected)
+    assert torch.equal(values[2, :, 1, :, 3], -expected)
 
 
 def test_slots_not_attended_leave_no_trace(model: Transformer) -> None:
     tokens = tokens_of(1, 8)
     slots = torch.arange(8).unsqueeze(0)
     clean, dirty = model.new_cache(1, 16), model.new_cache(1, 16)
-    dirty.keys.fill_(1e3)
-    dirty.values.fill_(1e3)
+    dirty.entries.fill_(1e3)
     mask = causal(slots, 16)
     logits = [model(tokens, slots, cache, slots, mask) for cache in (clean, dirty)]
     assert torch.equal(*logits)
@@ -154,7 +154,7 @@ def test_lower_precision_stays_close(dtype: torch.dtype, tolerance: float) -> No
     slots = torch.arange(16).expand(2, -1)
     low = model.to(dtype)
     cache = low.new_cache(2, 16)
-    assert cache.keys.dtype == dtype
+    assert cache.entries.dtype == dtype
     reference = exact(tokens)
     for logits in (low(tokens), low(tokens, slots, cache, slots, causal(slots, 16))):
         assert logits.dtype == dtype

@@ -21,6 +21,7 @@ from torch import Tensor
 from spectr_lite.verifiers import paths
 
 SYNCHRONIZED = "called a synchronizing CUDA operation"  # torch's warning in sync debug mode
+NOTICE = "Synchronization debug mode is a prototype feature"  # torch's, of that mode itself
 
 
 class Captured:
@@ -88,10 +89,10 @@ def first_run(step: Callable[[], Tensor], device: torch.device) -> tuple[Tensor,
     torch.cuda.current_stream(device).wait_stream(stream)
     place = None
     for found in caught:
-        if SYNCHRONIZED not in str(found.message):
+        if SYNCHRONIZED in str(found.message):
+            place = place or f"{found.filename}:{found.lineno} waits for the device"
+        elif not str(found.message).startswith(NOTICE):
             warnings.warn_explicit(found.message, found.category, found.filename, found.lineno)
-        elif place is None:
-            place = f"{found.filename}:{found.lineno} waits for the device"
     return result, place
 
 

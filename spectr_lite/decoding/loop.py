@@ -363,14 +363,14 @@ def commit(state: State, block: Tensor, accepted: Tensor, path: Tensor) -> Tenso
 def read_prompts(model: LanguageModel, cache: Any, state: State, longest: int) -> None:
     """Fill the cache with the prompts, without their last tokens: those are the first turn's roots.
 
-    In pieces, because the model also makes logits: for a whole prompt they would be the largest
-    tensor of all, and they are not used.
+    In pieces, as the mask of a whole prompt would grow with the square of its length, and a model
+    without `fill` makes logits besides. Each piece sees the slots filled so far and no others.
     """
-    slot = torch.arange(longest - 1, device=model.device)
-    for piece in slot.split(PROMPT_PIECE):
-        slots = piece.expand(len(state.length), -1)
-        causal = slot <= slots[:, :, None]
-        model(state.tokens.gather(1, slots), slots, cache, slots, causal)
+    fill = getattr(model, "fill", model)
+    for start in range(0, longest - 1, PROMPT_PIECE):
+        slot = torch.arange(min(start + PROMPT_PIECE, longest - 1), device=model.device)
+        slots = slot[start:].expand(len(state.length), -1)
+        fill(state.tokens.gather(1, slots), slots, cache, slots, slot <= slots[:, :, None])
 
 
 def _collected(turns: Iterator[Turn], rows: int) -> Generation:

@@ -17,7 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import sdpa_kernel
 from transformers import Cache, PreTrainedModel
+
+from spectr_lite.models.interface import ATTENTION
+from spectr_lite.models.weights import check_finite
 
 
 class SlotCache(Cache):
@@ -80,17 +84,19 @@ class CausalLM:
             )
         self.reach = check_architecture(model)
         self.model = model
-        self.own_size = model.get_output_embeddings().weight.shape[0]
-        self.vocab_size = vocab_size or self.own_size
         context = model.config.get_text_config().max_position_embeddings
         self.config = SimpleNamespace(context=context)
         try:
+            first = torch.tensor([[0]], device=self.device)
+            self.own_size = model(input_ids=first)[0].shape[-1]
+            self.vocab_size = vocab_size or self.own_size
             wrong = self._read_a_tree()
         except (RuntimeError, IndexError, TypeError) as error:
             raise ValueError(
                 f"{type(model).__name__}: it cannot read a tree of drafts. {error}"
             ) from error
         if not wrong <= torch.finfo(model.dtype).eps ** 0.5:
+            check_finite(model, self._read_a_tree, type(model).__name__)
             raise ValueError(
                 f"{type(model).__name__}: it does not read a tree of drafts as it reads the texts in "
                 f"it (logits off by {wrong:.2g} of their range). It may ignore the mask or the "
@@ -110,10 +116,10 @@ class CausalLM:
             )
         return SlotCache(slots)
 
-    def __call__(
-        self, tokens: Tensor, positions: Tensor, cache: SlotCache, slots: Tensor, mask: Tensor
-    ) -> Tensor:
-        """Logits (B, N, V); arguments as in `Transformer.forward`."""
+    @sdpa_kernel(ATTENTION)
+    def __call__(self, tokens: Tensor, *where: Any, **more: Any) -> Tensor:
+        """Logits (B, N, V); arguments as in `Transformer.hidden`, and more that the model takes."""
+        positions, cache, slots, mask = where
         cache.write, cache.seen = slots, mask.shape[-1]
         dtype = self.model.dtype
         hidden = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
@@ -125,9 +131,16 @@ class CausalLM:
             past_key_values=cache,
             use_cache=True,
             return_dict=True,
+            **more,
         ).logits
         extra = self.vocab_size - logits.shape[-1]
         return torch.nn.functional.pad(logits, (0, extra), value=-torch.inf) if extra else logits
+
+    def fill(self, *where: Any) -> None:
+        """Write the cache; logits are made of the last token alone, if the model can be told so."""
+        named = inspect.signature(self.model.forward).parameters
+        short: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in named else {}
+        self(*where, **short)
 
     @torch.no_grad()
     def _read_a_tree(self) -> float:

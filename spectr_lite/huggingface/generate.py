@@ -145,12 +145,17 @@ class Processed:
         self.model, self.processors, self.input_ids = model, processors, input_ids
         self.config, self.vocab_size, self.device = model.config, model.vocab_size, model.device
         self.prompt_length = mask.sum(1)
-        self.longest = int(self.prompt_length.max())
         self.synchronizes = not all(isinstance(processor, SCORES_ALONE) for processor in processors)
 
     def new_cache(self, batch: int, slots: int) -> TextCache:
         tokens = torch.zeros(batch, slots, dtype=torch.int64, device=self.device)
         return TextCache(self.model.new_cache(batch, slots), tokens)
+
+    def fill(self, tokens: Tensor, *where: Any) -> None:
+        """Write the cache: a prompt has no use for scores."""
+        positions, cache, slots, mask = where
+        getattr(self.model, "fill", self.model)(tokens, positions, cache.entries, slots, mask)
+        cache.tokens.scatter_(1, slots, tokens)
 
     def __call__(
         self, tokens: Tensor, positions: Tensor, cache: TextCache, slots: Tensor, mask: Tensor
@@ -161,8 +166,6 @@ class Processed:
         """
         scores = self.model(tokens, positions, cache.entries, slots, mask).float()
         cache.tokens.scatter_(1, slots, tokens)
-        if mask.shape[-1] < self.longest:  # prompts are being read: these scores are not used
-            return scores
         if not self.synchronizes:
             return self._process(self.input_ids, scores.flatten(0, 1)).view_as(scores)
         slot = torch.arange(mask.shape[-1], device=mask.device)

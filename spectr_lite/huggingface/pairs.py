@@ -72,13 +72,13 @@ def load_model(
             f"{folder}: {len(missing)} weights are missing, such as {missing[0]}; fetch or save the "
             "model again"
         )
-    rows = model.get_output_embeddings().weight.shape[0]
-    if vocab_size > rows:
+    adapted = CausalLM(model.to(device).eval().requires_grad_(False), vocab_size)
+    if vocab_size > adapted.own_size:
         raise ValueError(
-            f"{folder}: the tokenizer has {vocab_size} tokens, the model {rows}; "
+            f"{folder}: the tokenizer has {vocab_size} tokens, the model {adapted.own_size}; "
             "give the model's own tokenizer"
         )
-    return CausalLM(model.to(device).eval().requires_grad_(False), vocab_size)
+    return adapted
 
 
 def folder_of(name: str, role: str) -> Path:

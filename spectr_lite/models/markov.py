@@ -9,6 +9,7 @@ digit. Explained in chapter 7.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,14 +55,7 @@ class MarkovModel:
     def new_cache(self, batch: int, slots: int) -> NoCache:
         return NoCache()
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        cache: NoCache | None = None,
-        slots: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, *_: Any, **__: Any) -> Tensor:
         """Logits (B, N, V + 1) of the token after each of `tokens` (B, N)."""
         return self._logits[tokens]
 

@@ -7,8 +7,9 @@ see (`mask`).
     x <- x + Attention(RMSNorm(x));   x <- x + W_down(silu(W_gate h) * W_up h),  h = RMSNorm(x)
 
 Rotary positions in the half-rotation layout, grouped-query attention, SwiGLU, no biases; the
-embedding is also the output matrix. Parameters carry the names of Hugging Face's Llama without the
-leading "model.".
+embedding is also the output matrix. What is saved and loaded carries the names of Hugging Face's
+Llama without the leading "model."; matrices that read the same input are held as one, since a small
+layer costs a GPU its kernels: 16, which the tests count.
 Sources: LLaMA (arXiv 2302.13971), rotary positions (arXiv 2104.09864), grouped queries
 (arXiv 2305.13245). Explained in chapter 8.
 """
@@ -17,10 +18,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import sdpa_kernel
+
+from spectr_lite.models.interface import ATTENTION
 
 
 @dataclass(frozen=True)
@@ -56,34 +61,32 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class KVCache:
-    """Preallocated keys and values, each (layers, batch, kv_heads, slots, head_dim)."""
+    """Preallocated `entries` (layers, batch, 2 kv_heads, slots, head_dim): all keys, then all values."""
 
-    keys: Tensor
-    values: Tensor
+    entries: Tensor
 
     @property
     def slots(self) -> int:
-        return self.keys.shape[3]
+        return self.entries.shape[3]
 
     def move(self, source: Tensor, destination: Tensor) -> None:
         """Copy slots `source` to `destination`, both (batch, M). All reads precede all writes."""
         rows = torch.arange(len(source), device=source.device).unsqueeze(1)
-        for entries in (self.keys, self.values):
-            by_slot = entries.permute(1, 3, 0, 2, 4)  # (batch, slots, layers, kv_heads, head_dim)
-            by_slot[rows, destination] = by_slot[rows, source]
+        by_slot = self.entries.permute(1, 3, 0, 2, 4)  # batch and slots first
+        by_slot[rows, destination] = by_slot[rows, source]
 
 
 def rotary_tables(config: TransformerConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin (context, head_dim) of position * theta^(-2i/D), for channel pairs (i, i + D/2)."""
+    """cos and sin (context, D) of -a in channel i, of a in i + D/2, with a = position theta^(-2i/D)."""
     frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2) / config.head_dim)
-    angle = torch.outer(torch.arange(config.context), frequency).repeat(1, 2)
+    angle = torch.outer(torch.arange(config.context), torch.cat((-frequency, frequency)))
     return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel pairs (i, i + D/2) of x (B, heads, N, D) by cos, sin (B, 1, N, D)."""
+    """Turn channel pairs (i, i + D/2) of x (B, heads, N, D) by cos, sin, of that shape; contiguous."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.addcmul(torch.cat((second, first), dim=-1) * sin, x, cos)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -115,53 +118,72 @@ def grouped_mask(mask: Tensor, config: TransformerConfig, dtype: torch.dtype) ->
     return added[..., : mask.shape[-1]]
 
 
+def keep_names(module: nn.Module, joined: str, rows: dict[str, int]) -> None:
+    """Save and load the matrix `joined` of `module` as those it consists of, each of so many `rows`."""
+
+    def split(_: nn.Module, state: dict[str, Tensor], prefix: str, __: Any) -> None:
+        parts = state.pop(f"{prefix}{joined}.weight").split(list(rows.values()))
+        state.update(zip((f"{prefix}{name}.weight" for name in rows), parts, strict=True))
+
+    def join(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        own, errors = module.get_parameter(f"{joined}.weight"), rest[-1]
+        parts = [state.pop(f"{prefix}{name}.weight", own[:0]) for name in rows]
+        needed = [(count, own.shape[1]) for count in rows.values()]
+        fits = [part.shape for part in parts] == needed
+        state[f"{prefix}{joined}.weight"] = torch.cat(parts) if fits else own
+        for name, part, shape in zip(rows, parts, needed, strict=True):
+            if part.shape != shape:
+                found = tuple(part.shape) if len(part) else "nothing"
+                errors.append(f"{prefix}{name}.weight: found {found}, needed {shape}")
+
+    module.register_state_dict_post_hook(split)
+    module.register_load_state_dict_pre_hook(join)
+
+
 class Attention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
+        self.config = config
         kv_width = config.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.width, config.width, bias=False)
-        self.k_proj = nn.Linear(config.width, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.width, kv_width, bias=False)
+        self.qkv_proj = nn.Linear(config.width, config.width + 2 * kv_width, bias=False)
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
+        keep_names(self, "qkv_proj", dict(q_proj=config.width, k_proj=kv_width, v_proj=kv_width))
 
     def forward(
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
-        entries: tuple[Tensor, Tensor] | None,
+        entries: Tensor | None,
         write: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
     ) -> Tensor:
         """Attention of the tokens of x (B, N, width), of that shape.
 
-        `rotary` is cos and sin (B, 1, N, D) of their positions. `entries` are this layer's keys and
-        values in the cache, or None without one: the new keys and values are written there first, at
-        `write`, a pair of indices (rows (B, 1), slots (B, N)), and attention reads the first S slots.
+        `rotary` is cos and sin (B, heads + 2 kv_heads, N, D) of their positions, and of position 0 for
+        the values, which do not turn. `entries` (B, 2 kv_heads, slots, D) is this layer's part of the
+        cache, or None without one: the new keys and values are written there first, at `write`, a
+        pair of indices (rows (B, 1), slots (B, N)), and attention reads the first S slots.
         """
-        query, key, value = (
-            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        heads, kv_heads = self.config.heads, self.config.kv_heads
+        states = self.qkv_proj(x).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+        query, new = rotate(states, *rotary).tensor_split((heads,), 1)
         if entries is not None and mask is not None:
-            keys, values = entries
-            keys.transpose(1, 2)[write] = key.transpose(1, 2)
-            values.transpose(1, 2)[write] = value.transpose(1, 2)
-            seen = mask.shape[-1]
-            key, value = keys[:, :, :seen], values[:, :, :seen]
+            entries.transpose(1, 2)[write] = new.transpose(1, 2)
+            new = entries[:, :, : mask.shape[-1]]
+        key, value = new.split(kv_heads, 1)
         return self.o_proj(attend(query, key, value, mask).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.width, config.ffn, bias=False)
-        self.up_proj = nn.Linear(config.width, config.ffn, bias=False)
+        self.gate_up_proj = nn.Linear(config.width, 2 * config.ffn, bias=False)
         self.down_proj = nn.Linear(config.ffn, config.width, bias=False)
+        keep_names(self, "gate_up_proj", {"gate_proj": config.ffn, "up_proj": config.ffn})
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_up_proj(x).chunk(2, -1)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -172,15 +194,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        entries: tuple[Tensor, Tensor] | None,
-        write: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-    ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, entries, write, mask)
+    def forward(self, x: Tensor, *where: Any) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), *where)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -228,20 +243,12 @@ class Transformer(nn.Module):
         drafted tree may need more of them than the context has.
         """
         config = self.config
-        shape = (config.layers, batch, config.kv_heads, slots, config.head_dim)
-        weight = self.embed_tokens.weight
-        return KVCache(weight.new_zeros(shape), weight.new_zeros(shape))
+        shape = (config.layers, batch, 2 * config.kv_heads, slots, config.head_dim)
+        return KVCache(self.embed_tokens.weight.new_zeros(shape))
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        cache: KVCache | None = None,
-        slots: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, *where: Any, **named: Any) -> Tensor:
         """Logits (B, N, V) of the token after each of `tokens` (B, N); arguments as in `hidden`."""
-        return self.head(self.hidden(tokens, positions, cache, slots, mask))
+        return self.head(self.hidden(tokens, *where, **named))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """What the first layer reads, (B, N, width), for `tokens` (B, N)."""
@@ -277,15 +284,20 @@ class Transformer(nn.Module):
             raise ValueError("a forward with a cache needs positions, slots and mask; one is None")
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
-        rotary = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
-        entries, write = None, None
+        heads, kv_heads = self.config.heads, self.config.kv_heads
+        # Position 0, whose angle is 0, for the values: all heads then turn in one go.
+        turns = F.pad(positions.unsqueeze(1).expand(-1, heads + kv_heads, -1), (0, 0, 0, kv_heads))
+        rotary = self.cos[turns], self.sin[turns]
+        write = None
         if cache is not None:
             write = torch.arange(len(tokens), device=tokens.device).unsqueeze(1), slots
         x = self.embed(tokens)
         if mask is not None:
             mask = grouped_mask(mask, self.config, x.dtype)
-        for layer, block in enumerate(self.layers):
-            if cache is not None:
-                entries = cache.keys[layer], cache.values[layer]
-            x = block(x, rotary, entries, write, mask)
+        with sdpa_kernel(ATTENTION):
+            for layer, block in enumerate(self.layers):
+                entries = None if cache is None else cache.entries[layer]
+                x = block(x, rotary, entries, write, mask)
         return self.norm(x)
+
+    fill = hidden  # how the loop reads a prompt

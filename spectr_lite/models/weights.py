@@ -8,11 +8,11 @@ Explained in chapter 8.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-import re
 import textwrap
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from spectr_lite.models.transformer import Transformer, TransformerConfig, rotary_tables
 
@@ -127,8 +128,9 @@ def from_weights(
 ) -> Transformer:
     """A Transformer of these sizes with these weights; `source` names them in an error message.
 
-    The tensors become the model's own, uncopied: two models may share one. The model is frozen and
-    in evaluation mode. Raises ValueError for weights of other names or shapes.
+    The tensors become the model's own, uncopied but for those that the model joins: two models may
+    share one. The model is frozen and in evaluation mode. Raises ValueError for weights of other
+    names or shapes, or with which the model computes what is not finite, see `check_finite`.
     """
     with torch.device("meta"):  # no memory, no random start
         model = Transformer(config)
@@ -148,7 +150,28 @@ def set_weights(model: Model, weights: dict[str, Tensor], source: str | Path) ->
     model.cos, model.sin = (
         table.to(model.embed_tokens.weight) for table in rotary_tables(model.config)
     )
-    return model.eval().requires_grad_(False)
+    probe = torch.linspace(0, model.vocab_size - 1, 32, device=model.device).long().view(16, 2)
+    check_finite(model.eval().requires_grad_(False), lambda: model.hidden(probe), source)
+    return model
+
+
+def check_finite(model: nn.Module, read: Callable[[], object], source: str | Path) -> None:
+    """ValueError, with its name, for a weight or a layer's output in `read` that is not finite.
+
+    float16 ends at 65,504. On another text than `read` gives the model it may still overflow.
+    """
+
+    def check(name: str, tensor: object) -> None:
+        if isinstance(tensor, Tensor) and not tensor.isfinite().all():
+            half = tensor.dtype == torch.float16
+            remedy = "load the model in bfloat16 or float32" if half else REINSTALL
+            raise ValueError(f"{source}: {name} is not finite in {tensor.dtype}; {remedy}")
+
+    for item in model.state_dict().items():
+        check(*item)
+    names = {layer: f"the output of {name}" for name, layer in model.named_modules()}
+    with register_module_forward_hook(lambda layer, _, found: check(names[layer], found)):
+        read()
 
 
 def drop_layers(model: Transformer, layers: Collection[int]) -> Transformer:
@@ -162,11 +185,8 @@ def drop_layers(model: Transformer, layers: Collection[int]) -> Transformer:
         raise ValueError(
             f"layers: found {sorted(layers)}; give numbers from 0 to {count - 1}, and not all"
         )
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        if match := re.match(r"layers\.(\d+)\.", name):
-            if int(match[1]) not in kept:
-                continue
-            name = f"layers.{kept.index(int(match[1]))}.{name[match.end() :]}"
-        weights[name] = tensor
-    return from_weights(replace(model.config, layers=len(kept)), weights, "the kept layers")
+    own = {id(weight): nn.Parameter(weight.data, False) for weight in model.parameters()}
+    short = copy.deepcopy(model, own)  # other modules around the same memory
+    short.layers = nn.ModuleList(short.layers[layer] for layer in kept)
+    short.config = replace(model.config, layers=len(kept))
+    return short.eval()
