@@ -38,7 +38,8 @@ def test_report_says_what_to_do_about_an_old_or_missing_torch(
     monkeypatch.setattr(importlib.metadata, "version", version)
     line = last_line(capsys)
     assert line.startswith("FAIL: ")
-    assert "pip install 'torch>=2.5'" in line
+    needed = next(one for one in importlib.metadata.requires("spectr-lite") or () if "torch" in one)
+    assert f"pip install '{needed}'" in line
 
 
 def test_report_takes_colabs_versions(

@@ -7,6 +7,7 @@ that reads a value, makes a shape of one or rebinds a tensor writes another text
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import pytest
@@ -143,6 +144,13 @@ def test_every_setting_can_be_replayed(settings, pair, recorded):
     assert len(recorded) > 10
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_turn_in_16_bits_can_be_replayed(dtype, recorded):
+    found, expected = both_ways(*make_pair(dtype=dtype), num_drafts=2, draft_length=3)
+    assert found == expected
+    assert len(recorded) > 10
+
+
 def test_other_models_can_be_replayed(recorded):
     trigram = TrigramModel([[1, 2, 3, 4, 5, 1, 2, 6]], 11)
     found, expected = both_ways(make_pair()[0], trigram, num_drafts=2)
@@ -193,6 +201,36 @@ def test_the_recorder_sees_a_synchronization_and_a_frozen_number(recorded):
     run = graphs.Captured(torch.Generator())
     results = [run(0, lambda: torch.full((1,), next(calls))).item() for _ in range(5)]
     assert results == [0, 1, 1, 1, 1]
+
+
+def test_torchs_notice_of_its_debug_mode_is_not_passed_on(monkeypatch):
+    """The mode is only watched with; what else is said, and a synchronization, still arrives."""
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    def debug_mode(mode):
+        warnings.warn("Synchronization debug mode is a prototype feature and does not yet detect all "
+                      "synchronizing operations", stacklevel=1)  # fmt: skip
+
+    def step(*said):
+        for text in said:
+            warnings.warn(text, stacklevel=1)
+        return torch.zeros(1)
+
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", debug_mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert graphs.first_run(step, torch.device("cpu"))[1] is None
+        with pytest.raises(UserWarning, match="something else"):
+            graphs.first_run(lambda: step("something else"), torch.device("cpu"))
+        waits = graphs.first_run(lambda: step(f"{graphs.SYNCHRONIZED} 1"), torch.device("cpu"))[1]
+    assert waits.endswith("waits for the device") and __file__ in waits
 
 
 def test_a_graph_finds_every_tensor_where_it_was(pair):
@@ -263,6 +301,17 @@ def test_a_graph_writes_the_text_of_the_same_kernels_without_it(name, monkeypatc
     assert texts(as_it_is(Decoder(*models, **settings))) == found
     greedy = settings | {"temperature": 0}
     assert texts(Decoder(*models, **greedy)) == texts(Decoder(*make_pair(), **greedy))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_a_graph_in_bfloat16():
+    """In the precision of an H100, for which torch would choose cuDNN's attention."""
+    models = make_pair("cuda", torch.bfloat16)
+    decoder = Decoder(*models, num_drafts=3, draft_length=3)
+    found = texts(decoder)
+    assert decoder.graphs.replays and not decoder.graphs.disabled
+    assert texts(as_it_is(Decoder(*models, num_drafts=3, draft_length=3))) == found
 
 
 @pytest.mark.gpu

@@ -138,6 +138,66 @@ def test_dropped_layers_keep_the_precision() -> None:
     assert weights.drop_layers(model, [0])(TEXT).dtype == torch.float64
 
 
+def test_a_model_without_layers_moves_alone() -> None:
+    """The two share memory, not parameters: one in another precision leaves the other as it was."""
+    model = random_model()
+    short, before = weights.drop_layers(model, [1]), model(TEXT)
+    short.double()
+    assert torch.equal(model(TEXT), before)
+    assert (short.config.layers, model.config.layers, len(model.layers)) == (2, 3, 3)
+
+
+# --- numbers that end -----------------------------------------------------------------------------
+
+
+def loaded(model: Transformer, dtype: torch.dtype) -> Transformer:
+    return weights.from_weights(
+        model.config, {name: w.to(dtype) for name, w in model.state_dict().items()}, "the file"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "layers.1.self_attn.k_proj.weight",
+            7e4,
+            r"layers\.1\.self_attn\.k_proj\.weight is not finite",
+        ),
+        ("embed_tokens.weight", 7e4, r"embed_tokens\.weight is not finite"),
+        ("layers.1.mlp.down_proj.weight", 5e4, r"the output of layers\.1\.mlp.* is not finite"),
+        (
+            "layers.2.post_attention_layernorm.weight",
+            6e4,
+            r"the output of layers\.2\..* is not finite",
+        ),
+    ],
+)
+def test_what_float16_cannot_hold_is_found_by_name(name: str, value: float, message: str) -> None:
+    """The first two are too large themselves, the others make the model's states so."""
+    model = random_model()
+    loaded(model, torch.float16)
+    state = model.state_dict()
+    state[name][-1:] = value
+    with pytest.raises(ValueError, match=f"^the file: {message} in torch.float16; .*bfloat16"):
+        loaded(model, torch.float16)
+    for dtype in (torch.bfloat16, torch.float32):
+        loaded(model, dtype)
+    state[name][-1:] = torch.nan
+    with pytest.raises(ValueError, match=r"weight is not finite in torch.float32; reinstall"):
+        loaded(model, torch.float32)
+
+
+def test_a_probe_leaves_no_hook_behind() -> None:
+    from torch.nn.modules import module
+
+    model = random_model()
+    model.state_dict()["layers.1.mlp.down_proj.weight"].fill_(5e4)
+    with pytest.raises(ValueError, match="not finite"):
+        loaded(model, torch.float16)
+    assert not module._global_forward_hooks
+
+
 @pytest.mark.parametrize("layers", [[3], [-1], [0, 1, 2]])
 def test_layers_that_cannot_be_dropped(layers: list[int]) -> None:
     with pytest.raises(ValueError, match="give numbers from 0 to 2, and not all"):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectr_lite.models.transformer import Transformer, TransformerConfig
 
@@ -202,3 +207,96 @@ def test_errors_say_what_to_do(model: Transformer) -> None:
         TransformerConfig(50, 32, 1, 4, 3, 48, 64)
     with pytest.raises(ValueError, match="width must be an even multiple of heads"):
         TransformerConfig(50, 30, 1, 4, 2, 48, 64)
+
+
+# --- kernels and names ---------------------------------------------------------------------------
+
+
+class Kernels(TorchDispatchMode):
+    """How many operations ran that are not views of a tensor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        unsafe_view = (
+            operation is torch.ops.aten._unsafe_view.default
+        )  # one too, of a fresh product
+        self.count += not (operation.is_view or unsafe_view)
+        return operation(*args, **(kwargs or {}))
+
+
+def kernels_of_a_layer(rows: int, count: int, device: str = "cpu") -> int:
+    """Of the cached forward: that of two layers, less that of one."""
+    found = []
+    for layers in (1, 2):
+        with torch.device("meta"):
+            model = Transformer(replace(CONFIG, layers=layers)).eval().requires_grad_(False)
+        zeros = {n: torch.zeros(t.shape, device=device) for n, t in model.state_dict().items()}
+        model.load_state_dict(zeros, assign=True)
+        model.cos, model.sin = (torch.zeros(model.cos.shape, device=device) for _ in range(2))
+        slots = torch.zeros(rows, count, dtype=torch.int64, device=device)
+        mask = torch.ones(rows, count, 8, dtype=torch.bool, device=device)
+        with Kernels() as kernels:
+            model(slots, slots, model.new_cache(rows, 20), slots, mask)
+        found.append(kernels.count)
+    return found[1] - found[0]
+
+
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (1, 6), (3, 1), (3, 6)])
+def test_a_layer_is_at_most_16_kernels(
+    rows: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The norm is one kernel on a GPU; on a CPU torch takes it apart.
+    monkeypatch.setattr(F, "rms_norm", lambda x, shape, weight, eps: x * weight)
+    assert 12 < kernels_of_a_layer(rows, count) <= 16
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA")
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (1, 6), (3, 6)])
+def test_a_layer_is_at_most_16_kernels_on_cuda(rows: int, count: int) -> None:
+    with FakeTensorMode():
+        assert 12 < kernels_of_a_layer(rows, count, "cuda") <= 16
+
+
+def test_saved_matrices_carry_the_names_of_hugging_face(model: Transformer) -> None:
+    weights = model.state_dict()
+    layer = {name.removeprefix("layers.1."): tuple(w.shape) for name, w in weights.items()
+             if name.startswith("layers.1.")}  # fmt: skip
+    assert layer == {
+        "input_layernorm.weight": (32,),
+        "self_attn.q_proj.weight": (32, 32),
+        "self_attn.k_proj.weight": (16, 32),
+        "self_attn.v_proj.weight": (16, 32),
+        "self_attn.o_proj.weight": (32, 32),
+        "post_attention_layernorm.weight": (32,),
+        "mlp.gate_proj.weight": (48, 32),
+        "mlp.up_proj.weight": (48, 32),
+        "mlp.down_proj.weight": (32, 48),
+    }
+    again = Transformer(CONFIG).double()
+    again.load_state_dict(weights)
+    assert torch.equal(again(tokens_of(1, 9)), model(tokens_of(1, 9)))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("assign", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q_proj": 16, "k_proj": 32}, r"q_proj.weight: found \(16, 32\), needed \(32, 32\)"),
+        ({"v_proj": 48}, r"v_proj.weight: found \(48, 32\), needed \(16, 32\)"),
+        ({"k_proj": None}, r"k_proj.weight: found nothing, needed \(16, 32\)"),
+    ],
+    ids=["rows that sum up", "more rows", "missing"],
+)
+def test_matrices_that_do_not_fit(
+    changes: dict[str, int | None], message: str, strict: bool, assign: bool
+) -> None:
+    """The first has as many rows in all as the model."""
+    weights = Transformer(CONFIG).state_dict()
+    for name, rows in changes.items():
+        weights.pop(key := f"layers.1.self_attn.{name}.weight")
+        if rows is not None:
+            weights[key] = torch.zeros(rows, 32)
+    with pytest.raises(RuntimeError, match=message):
+        Transformer(CONFIG).load_state_dict(weights, strict=strict, assign=assign)
