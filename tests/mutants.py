@@ -544,7 +544,7 @@ MUTANTS = [
     ),
     Mutant(
         "prompt-token-blind-to-itself", "spectr_lite/decoding/loop.py",
-        "causal = slot <= slots[:, :, None]", "causal = slot < slots[:, :, None]",
+        "slots, slot <= slots[:, :, None])", "slots, slot < slots[:, :, None])",
         "tests/test_decoding.py -k shown_to_the_rule",
     ),
     Mutant(
@@ -618,6 +618,27 @@ MUTANTS = [
         "copies = (drafted[:, :, None] == vocabulary).sum(1)",
         "copies = (drafted[:, :, None] == vocabulary).any(1).long()",
         "tests/test_decoding_exact.py -k 'without_context or literal'",
+    ),
+    # --- models ---
+    Mutant(
+        "joined-rows-unchecked", "spectr_lite/models/transformer.py",
+        "if part.shape != shape:", "if not len(part):",
+        "tests/test_transformer.py -k do_not_fit",
+    ),
+    Mutant(
+        "prompt-makes-logits", "spectr_lite/decoding/loop.py",
+        'fill = getattr(model, "fill", model)', "fill = model",
+        "tests/test_reading.py -k costs_no_head",
+    ),
+    Mutant(
+        "overflow-not-looked-for", "spectr_lite/models/weights.py",
+        "lambda layer, _, found: check(names[layer], found)", "lambda layer, _, found: None",
+        "tests/test_smollm2.py -k float16_cannot_hold",
+    ),
+    Mutant(
+        "cudnn-may-attend", "spectr_lite/models/interface.py",
+        "ATTENTION = [", "ATTENTION = [SDPBackend.CUDNN_ATTENTION, ",
+        "tests/test_reading.py -k cudnn",
     ),
     # --- transformers' generate ---
     Mutant(

@@ -144,9 +144,9 @@ def test_every_setting_can_be_replayed(settings, pair, recorded):
     assert len(recorded) > 10
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_turn_in_16_bits_can_be_replayed(dtype, recorded):
-    found, expected = both_ways(*make_pair(dtype=dtype), num_drafts=2, draft_length=3)
+def test_a_turn_in_bfloat16_can_be_replayed(recorded):
+    models = make_pair(dtype=torch.bfloat16)
+    found, expected = both_ways(*models, num_drafts=2, draft_length=3)
     assert found == expected
     assert len(recorded) > 10
 
