@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-ANY_LENGTH = SimpleNamespace(
-    context=2**31
-)  # the `config` of a model that reads texts of any length
+# The `config` of a model that reads texts of any length.
+ANY_LENGTH = SimpleNamespace(context=2**31)
 
 # Every kernel of attention but cuDNN's, torch's own choice on an H100: it plans for each new shape,
 # which takes tens of milliseconds and cannot be recorded in a CUDA graph.

@@ -7,9 +7,8 @@ see (`mask`).
     x <- x + Attention(RMSNorm(x));   x <- x + W_down(silu(W_gate h) * W_up h),  h = RMSNorm(x)
 
 Rotary positions in the half-rotation layout, grouped-query attention, SwiGLU, no biases; the
-embedding is also the output matrix. What is saved and loaded carries the names of Hugging Face's
-Llama without the leading "model."; matrices that read the same input are held as one, since a small
-layer costs a GPU its kernels: 16, which the tests count.
+embedding is also the output matrix. Matrices that read one input are held as one, for fewer kernels:
+16 a layer. In a file all carry the names of Hugging Face's Llama without the leading "model.".
 Sources: LLaMA (arXiv 2302.13971), rotary positions (arXiv 2104.09864), grouped queries
 (arXiv 2305.13245). Explained in chapter 8.
 """
@@ -90,18 +89,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention (B, heads, N, D) of query (B, heads, N, D) over key and value (B, kv_heads, S, D).
+    """Attention (B, N, heads * D) of query (B, heads, N, D) over key and value (B, kv_heads, S, D).
 
     `mask` is what `grouped_mask` makes; None means causal attention. Query heads that share a key
     head are stacked as further queries of that head, so that no key is copied.
     """
     if mask is None:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-    batch, heads, count, head_dim = query.shape
-    kv_heads = key.shape[1]
-    grouped = query.reshape(batch, kv_heads, -1, head_dim)
-    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
-    return out.reshape(batch, heads, count, head_dim)
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    else:
+        grouped = query.reshape(len(key), key.shape[1], -1, key.shape[3])
+        out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
+    return out.unflatten(2, (-1, query.shape[2])).permute(0, 3, 1, 2, 4).flatten(2)
 
 
 def grouped_mask(mask: Tensor, config: TransformerConfig, dtype: torch.dtype) -> Tensor:
@@ -154,8 +152,8 @@ class Attention(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         entries: Tensor | None,
-        write: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
+        write: Any,
+        mask: Any,
     ) -> Tensor:
         """Attention of the tokens of x (B, N, width), of that shape.
 
@@ -167,11 +165,11 @@ class Attention(nn.Module):
         heads, kv_heads = self.config.heads, self.config.kv_heads
         states = self.qkv_proj(x).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
         query, new = rotate(states, *rotary).tensor_split((heads,), 1)
-        if entries is not None and mask is not None:
+        if entries is not None:
             entries.transpose(1, 2)[write] = new.transpose(1, 2)
             new = entries[:, :, : mask.shape[-1]]
         key, value = new.split(kv_heads, 1)
-        return self.o_proj(attend(query, key, value, mask).transpose(1, 2).flatten(2))
+        return self.o_proj(attend(query, key, value, mask))
 
 
 class FeedForward(nn.Module):
@@ -288,9 +286,7 @@ class Transformer(nn.Module):
         # Position 0, whose angle is 0, for the values: all heads then turn in one go.
         turns = F.pad(positions.unsqueeze(1).expand(-1, heads + kv_heads, -1), (0, 0, 0, kv_heads))
         rotary = self.cos[turns], self.sin[turns]
-        write = None
-        if cache is not None:
-            write = torch.arange(len(tokens), device=tokens.device).unsqueeze(1), slots
+        write = torch.arange(len(tokens), device=tokens.device).unsqueeze(1), slots
         x = self.embed(tokens)
         if mask is not None:
             mask = grouped_mask(mask, self.config, x.dtype)

@@ -128,9 +128,8 @@ def from_weights(
 ) -> Transformer:
     """A Transformer of these sizes with these weights; `source` names them in an error message.
 
-    The tensors become the model's own, uncopied but for those that the model joins: two models may
-    share one. The model is frozen and in evaluation mode. Raises ValueError for weights of other
-    names or shapes, or with which the model computes what is not finite, see `check_finite`.
+    The tensors become the model's own, uncopied but for those that it joins. It is frozen and in
+    evaluation mode. ValueError for weights of other names or shapes, and as of `check_finite`.
     """
     with torch.device("meta"):  # no memory, no random start
         model = Transformer(config)
@@ -163,8 +162,7 @@ def check_finite(model: nn.Module, read: Callable[[], object], source: str | Pat
 
     def check(name: str, tensor: object) -> None:
         if isinstance(tensor, Tensor) and not tensor.isfinite().all():
-            half = tensor.dtype == torch.float16
-            remedy = "load the model in bfloat16 or float32" if half else REINSTALL
+            remedy = "load the model in bfloat16 or float32, or other weights"
             raise ValueError(f"{source}: {name} is not finite in {tensor.dtype}; {remedy}")
 
     for item in model.state_dict().items():
