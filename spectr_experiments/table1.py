@@ -512,11 +512,22 @@ def _speeds(timed: list[Record]) -> dict[Cell, Record]:
 
 
 def _law_rows(records: list[Record]) -> list[Record]:
+    """Acceptance at one place, and its step over two other ways, paired by prompt: "over" K-SEQ with
+    i.i.d. drafts ("kseq") and the optimum with them ("optimum")."""
     fields, rows = ("law", "rule", "k", "temperature"), []
-    for key, lines in grouped(records, fields).items():
-        mean = mean_interval([record["acceptance"] for record in lines])
+    by_key = {
+        key: {record["prompt"]: record["acceptance"] for record in lines}
+        for key, lines in grouped(records, fields).items()
+    }
+    for key, mine in by_key.items():
+        mean, over = mean_interval(list(mine.values())), {}
+        for rule in ("kseq", "optimum"):
+            base = by_key.get(("iid", rule, *key[2:]), {})
+            if base is not mine and (shared := mine.keys() & base.keys()):
+                step = mean_interval([mine[p] - base[p] for p in sorted(shared)])
+                over[rule] = {"difference": step.mean, "interval": [step.low, step.high]}
         found = {"n": mean.n, "acceptance": mean.mean, "interval": [mean.low, mean.high]}
-        rows.append(dict(zip(fields, key, strict=True)) | found)
+        rows.append(dict(zip(fields, key, strict=True)) | found | {"over": over})
     return rows
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
+from recorded_numbers import front_page, models_page
 from recorded_numbers import reproduction as writer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,3 +123,49 @@ def test_every_part_with_a_number_names_a_run() -> None:
     for name, make in writer.FRAGMENTS.items():
         if name not in computed and re.search(r"\d\.\d", text := make()):
             assert re.search(r"\(repo:results/[\w-]+/[\w-]+/env\.json\)", text), name
+
+
+def test_the_front_pages_gap_is_the_records_and_has_its_interval() -> None:
+    folder = ROOT / "results" / "smollm2-drafts" / "smollm2-1"
+    lines = map(json.loads, (folder / "records.jsonl").read_text("utf-8").splitlines())
+    rows = [line["drafts"]["smollm2-distilled"] for line in lines if line.get("text") == "own"]
+    kseq, best = (1 - np.array([row[key]["8"] for row in rows]) for key in ("kseq", "optimum"))
+    saved = 1 - best.sum() / kseq.sum()
+    left = (best - (1 - saved) * kseq) / kseq.mean()
+    half = scipy.stats.t.ppf(0.975, len(rows) - 1) * scipy.stats.sem(left)
+    shown = [float(share) for share in re.findall(r"(\d+)%", front_page.gap_closed())]
+    assert [shown[0], *shown[2:4]] == pytest.approx(
+        [100 * value for value in (saved, saved - half, saved + half)], abs=0.5
+    )
+    assert f"over {len(rows)} texts" in front_page.gap_closed()
+
+
+def test_steps_between_ways_of_drafting_are_paired_by_text(runs: list[dict]) -> None:
+    compared = 0
+    for run in (run for run in runs if run["draft_laws"]):
+        file = ROOT / "results" / "table1" / run["run"] / "draft-laws.jsonl.gz"
+        found: dict[tuple, dict[int, float]] = {}
+        for line in map(json.loads, gzip.decompress(file.read_bytes()).splitlines()):
+            key = line["law"], line["rule"], line["k"], line["temperature"]
+            found.setdefault(key, {})[line["prompt"]] = line["acceptance"]
+        for row in run["draft_laws"]:
+            law, rule, *where = (row[name] for name in ("law", "rule", "k", "temperature"))
+            for base, step in row["over"].items():
+                mine, other = found[law, rule, *where], found["iid", base, *where]
+                steps = np.array([mine[p] - other[p] for p in mine.keys() & other.keys()])
+                half = scipy.stats.t.ppf(0.975, len(steps) - 1) * scipy.stats.sem(steps)
+                ends = [steps.mean() - half, steps.mean() + half]
+                assert step["difference"] == pytest.approx(steps.mean(), abs=1e-12)
+                assert step["interval"] == pytest.approx(ends, abs=1e-12)
+                compared += 1
+            assert (law, rule) == ("iid", "kseq") or "kseq" in row["over"]
+    assert compared > 50
+
+
+def test_every_mean_over_texts_has_an_interval() -> None:
+    for part in (front_page.FRAGMENTS["front_pretrained"](), models_page.smollm2_drafts()):
+        rows = [line for line in part.splitlines() if re.search(r"0\.\d{3}", line)]
+        assert rows
+        for row in rows:
+            means = re.findall(r"0\.\d{3} \[0\.\d{3}, [01]\.\d{3}\]", row)
+            assert len(means) == 3, row

@@ -280,7 +280,7 @@ def card(runs: list[dict[str, Any]]) -> str:
             "Experiment setup",
             "Yes: 1,000 prompts, three seeds, temperature 1",
             f"{setup}. Recorded, prompts × seeds: {sizes or 'none'}. "
-            "Prompts and continuations of 32 tokens, which the paper does not say",
+            "Prompts and continuations of 32 tokens; what we have of the paper does not give theirs",
         ],
     ]
     return "{.wide-cells}\n" + table(["asked", "the paper", "this book"], rows)
@@ -306,10 +306,26 @@ def projection(runs: list[dict[str, Any]]) -> str:
     numbers = f"c = {costs.fixed:.3f}, d = {costs.draft:.3f}, s = {costs.score:.4f}"
     fitted = (
         f"\nCosts: ${numbers}$, fitted to the four turns of the paper's Table 1, worst error "
-        f"{costs.error:.1%}. **A projection**: nothing in the last column was timed.\n"
+        f"{costs.error:.1%}. **A projection**: nothing in the last column was timed, and its intervals "
+        "are those of the block efficiency alone.\n"
     )
     head = ["run", "$K \\times L$", "block efficiency", "cost", "projected speed"]
     return table(head, rows) + fitted if rows else "*No run is recorded yet.*\n"
+
+
+def overhead() -> str:
+    """c + s, one token scored and all that every turn pays, where it was fitted to recorded turns."""
+    found = summary("benchmark-decoding")
+    theirs = Costs(**found["paper"]["costs"])
+    ours = []
+    for run in found["runs"]:
+        costs = Costs(**run["costs"])
+        source = link(run, "benchmark-decoding")
+        ours.append(f"{costs.fixed + costs.score:.2f} on a {kind(run)} ({source})")
+    return (
+        f"How far from free they can be: $c + s$, fitted to recorded turns, is {', '.join(ours)}, and "
+        f"{theirs.fixed + theirs.score:.2f} by the paper's own table.\n"
+    )
 
 
 def chains(runs: list[dict[str, Any]]) -> str:
@@ -344,6 +360,7 @@ FRAGMENTS = {
     "ledger_guarantee": guarantee,
     "ledger_times": solver_times,
     "reproducibility_card": lambda: card(runs()),
+    "leaving_overhead": overhead,
     "leaving_projection": lambda: projection(runs()),
     "leaving_chains": lambda: chains(runs()),
 }
