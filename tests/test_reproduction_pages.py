@@ -29,7 +29,8 @@ def timed_on_a_gpu(run: dict[str, Any]) -> dict[str, Any]:
     made = copy.deepcopy(run)
     made["config"]["device"] = "cuda"
     for row in made["cells"]:
-        row |= {"speed": {"ratio": 2.0, "quartiles": [1.9, 2.1], "n": 40}, "steps": 1.5}
+        row |= {"steps": {"value": 1.5, "error": 0.01, "degrees": 39}}
+    made["environment"].append({"phase": "timing", "load_average": 0.5, "load_average_end": 0.75})
     return made
 
 
@@ -53,7 +54,7 @@ def test_speed_is_called_measured_by_a_gpu_alone(
     monkeypatch.setattr(writer, "summary", lambda _: nothing)
     untimed = copy.deepcopy(runs[0])
     for row in untimed["cells"]:
-        row |= {"speed": None, "steps": None}
+        row |= {"steps": None}
     on_gpu = timed_on_a_gpu(runs[0])
     on_cpu = copy.deepcopy(on_gpu)
     on_cpu["config"]["device"] = "cpu"
@@ -71,10 +72,16 @@ def test_speed_is_called_measured_by_a_gpu_alone(
 
 def test_the_ratio_over_one_draft_is_a_ratio(runs: list[dict]) -> None:
     run = timed_on_a_gpu(runs[0])
-    writer.cell([run], 1, 4)["speed"]["ratio"] = 1.6
+    for cell in run["cells"]:
+        if (cell["verifier"], cell["temperature"]) == ("kseq", 1):
+            cell |= {"block_efficiency": 3.0, "interval": [2.94, 3.06]}
+            if (cell["num_drafts"], cell["draft_length"]) == (1, 4):
+                cell["steps"] = cell["steps"] | {"value": 1.2}
     times = [point for point in writer.timed([run]) if "table1" in point.source]
-    assert "| GPU | 1.25 |" in writer.speeds(times, 1)
-    assert "| GPU | 2.00 |" in writer.speeds(times, 0)
+    assert re.search(r"\| GPU \| 0\.80 \[0\.7\d, 0\.8\d\] \|", writer.speeds(times, 1))
+    assert re.search(r"\| GPU \| 2\.00 \[1\.9\d, 2\.0\d\] \|", writer.speeds(times, 0))
+    assert re.search(r"\| GPU \| \+25% \[\+2\d%, \+2\d%\] \|", writer.drafts_cost(times))
+    assert "load " in writer.speeds(times, 0)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -109,11 +116,8 @@ def test_of_several_runs_a_cell_is_taken_from_the_largest(runs: list[dict]) -> N
     few, many, untimed = (copy.deepcopy(runs[0]) | {"run": name} for name in ("a", "b", "c"))
     for run, n in ((few, 10), (many, 20), (untimed, 30)):
         for row in run["cells"]:
-            row |= {"n": n, "speed": {"ratio": 1.0, "quartiles": [1, 1], "n": 50 - n}}
-    for row in untimed["cells"]:
-        row["speed"] = None
+            row |= {"n": n}
     assert writer.cell([few, many, untimed], 8, 4)["run"] == "c"
-    assert writer.cell([few, many, untimed], 8, 4, timed=True)["run"] == "a"
     assert writer.cell([few, many], 3, 5) is None
 
 
