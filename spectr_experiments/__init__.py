@@ -29,10 +29,11 @@ spectr_lite/results/table1.json, which pages read:
         "gain": {"over": "kseq", "difference", "interval"} | null    same K, L, T; paired by prompt
         "command": the cell alone, for one reader's minute,
         "timing": {"n": rounds, "seconds_per_token", "quartiles": [..], "seconds_per_call"} | null,
-        "speed": {"ratio", "quartiles": [..], "n"} | null,   to autoregressive, within a round
-        "steps": seconds_per_call / autoregressive seconds_per_call | null}],
+        "steps": {"value", "error", "degrees", "interval"} | null,   a turn's cost, see speeds.py
+        "speed_over_kseq": the same | null                   same K, L, T}],
       "draft_laws": [{"law": "iid" | "without-replacement" | "top-1" | ..., "rule", "k",
-        "temperature", "n": prompts, "acceptance", "interval"}]}]}
+        "temperature", "n": prompts, "acceptance", "interval",
+        "over": {"kseq" | "optimum" (both i.i.d.): {"difference", "interval"}}    paired by prompt}]}]}
 Intervals are 95%, by the delta method for a ratio of sums, prompts being the independent units.
 appendix-e.json: {"command", "runs": [{"run", "device", "label", "config", "environment",
       "cells": [{"num_drafts", "draft_length", "n": rounds, "draft", "score", "verify", "commit",

@@ -29,6 +29,7 @@ import torch
 
 from spectr_experiments import clocks
 from spectr_experiments.records import Phase, Plan, Record, Run, grouped, place, weights_sha256
+from spectr_experiments.speeds import Estimate
 from spectr_lite import verifiers
 from spectr_lite.book import costs
 from spectr_lite.book.recorded import paper
@@ -432,6 +433,7 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
                     "block_efficiency_error": m.efficiency_error,
                     "tokens_per_second": spread(m.block_efficiency * rows / m.per_turn),
                     "cost": spread(m.per_turn / alone.per_turn),
+                    "steps": Estimate.of_rounds(m.per_turn / alone.per_turn).record(),
                     "speedup": m.times_as_fast_as(alone),
                     "gain": m.times_as_fast_as(get(1, longest, rows)),
                     "nodes": m.nodes,

@@ -21,7 +21,7 @@ import itertools
 import os
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from spectr_experiments.records import (
     progress,
     weights_sha256,
 )
+from spectr_experiments.speeds import Estimate
 from spectr_lite import transport, verifiers
 from spectr_lite.book.recorded import paper
 from spectr_lite.decoding import decode
@@ -424,12 +425,13 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
     """One run of spectr_lite/results/table1.json."""
     records, timed = run.read("records"), run.read("timing")
     by_cell = {Cell(*key): lines for key, lines in grouped(records, FIELDS).items()}
-    speeds = _speeds(timed)
+    timings = _timings(timed)
     cells = [Cell.parse(text) for text in config["timing"]["cells"] if text.startswith("auto")]
     cells += [
-        cell for cell in map(Cell.parse, config["cells"]) if cell in by_cell or cell in speeds
+        cell for cell in map(Cell.parse, config["cells"]) if cell in by_cell or cell in timings
     ]
     influences: dict[Cell, dict[int, float]] = {}
+    turns = _turns(timed)
     rows = []
     for cell in cells:
         row: Record = asdict(cell)
@@ -449,7 +451,15 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
             f"python -m spectr_lite reproduce table1 --pair {config['pair']} --cell {cell.argument} "
             "--prompts 16 --run-id one-row"
         )
-        rows.append(row | speeds.get(cell, {"timing": None, "speed": None, "steps": None}))
+        rows.append(row | timings.get(cell, {"timing": None, "steps": None}))
+    by_name = {Cell(*place(row, FIELDS)): row for row in rows}
+    for cell, row in by_name.items():
+        kseq = Cell("kseq", *list(asdict(cell).values())[1:])
+        row["speed_over_kseq"] = None
+        if row["gain"] and turns.get(cell, {}).keys() & turns.get(kseq, {}).keys():
+            found = _over((row, by_name[kseq]), (influences[cell], influences[kseq]),
+                          (turns[cell], turns[kseq]))  # fmt: skip
+            row["speed_over_kseq"] = found.record()
     return {
         "run": run.folder.name,
         "pair": config["pair"],
@@ -484,39 +494,62 @@ def _efficiency(records: list[Record], influence: dict[int, float]) -> Record:
     }
 
 
-def _speeds(timed: list[Record]) -> dict[Cell, Record]:
-    rounds = {
-        Cell(*key): {record["round"]: record for record in lines}
+def _turns(timed: list[Record]) -> dict[Cell, dict[int, float]]:
+    """Seconds of a turn, by cell and round."""
+    return {
+        Cell(*key): {record["round"]: record["seconds"] / record["calls"] for record in lines}
         for key, lines in grouped(timed, FIELDS).items()
     }
-    found = {}
-    for cell, mine in rounds.items():
-        base = rounds.get(autoregressive(cell.temperature), {})
-        shared = sorted(mine.keys() & base.keys())
-        token = [r["seconds"] / r["emitted"] for r in mine.values()]
-        call = statistics.median(r["seconds"] / r["calls"] for r in mine.values())
-        row: Record = {"timing": None, "speed": None, "steps": None}
-        row["timing"] = {"n": len(mine), "seconds_per_token": statistics.median(token),
-                         "quartiles": clocks.quartiles(token), "seconds_per_call": call}  # fmt: skip
-        if shared:
-            ratio = [
-                base[n]["seconds"] / base[n]["emitted"] * mine[n]["emitted"] / mine[n]["seconds"]
-                for n in shared
-            ]
-            row["speed"] = {"ratio": statistics.median(ratio), "quartiles": clocks.quartiles(ratio),
-                            "n": len(ratio)}  # fmt: skip
-            steps = (r["seconds"] / r["calls"] for r in base.values())
-            row["steps"] = call / statistics.median(steps)
+
+
+def _paired(mine: dict[int, float], other: dict[int, float]) -> Estimate:
+    return Estimate.of_rounds([mine[n] / other[n] for n in sorted(mine.keys() & other.keys())])
+
+
+def _timings(timed: list[Record]) -> dict[Cell, Record]:
+    found, turns = {}, _turns(timed)
+    for key, lines in grouped(timed, FIELDS).items():
+        cell = Cell(*key)
+        token = [r["seconds"] / r["emitted"] for r in lines]
+        row: Record = {"timing": None, "steps": None}
+        row["timing"] = {"n": len(lines), "seconds_per_token": statistics.median(token),
+                         "quartiles": clocks.quartiles(token),
+                         "seconds_per_call": statistics.median(turns[cell].values())}  # fmt: skip
+        base = turns.get(autoregressive(cell.temperature), {})
+        if turns[cell].keys() & base.keys():
+            row["steps"] = _paired(turns[cell], base).record()
         found[cell] = row
     return found
 
 
+def _over(
+    rows: Sequence[Record], values: Sequence[dict[int, float]], turns: Sequence[dict[int, float]]
+) -> Estimate:
+    """The first cell's speed over the second's: tokens paired by prompt, cost by round."""
+    level, base = (row["block_efficiency"] for row in rows)
+    mine, other = values
+    logs = mean_interval([v / level - other[p] / base for p, v in mine.items()])
+    tokens = Estimate.of_interval(1.0, [1 + logs.low, 1 + logs.high], logs.n)
+    return replace(tokens, value=level / base).over(_paired(*turns))
+
+
 def _law_rows(records: list[Record]) -> list[Record]:
+    """Acceptance at one place, and its step over two other ways, paired by prompt: "over" K-SEQ with
+    i.i.d. drafts ("kseq") and the optimum with them ("optimum")."""
     fields, rows = ("law", "rule", "k", "temperature"), []
-    for key, lines in grouped(records, fields).items():
-        mean = mean_interval([record["acceptance"] for record in lines])
+    by_key = {
+        key: {record["prompt"]: record["acceptance"] for record in lines}
+        for key, lines in grouped(records, fields).items()
+    }
+    for key, mine in by_key.items():
+        mean, over = mean_interval(list(mine.values())), {}
+        for rule in ("kseq", "optimum"):
+            base = by_key.get(("iid", rule, *key[2:]), {})
+            if base is not mine and (shared := mine.keys() & base.keys()):
+                step = mean_interval([mine[p] - base[p] for p in sorted(shared)])
+                over[rule] = {"difference": step.mean, "interval": [step.low, step.high]}
         found = {"n": mean.n, "acceptance": mean.mean, "interval": [mean.low, mean.high]}
-        rows.append(dict(zip(fields, key, strict=True)) | found)
+        rows.append(dict(zip(fields, key, strict=True)) | found | {"over": over})
     return rows
 
 
@@ -532,7 +565,8 @@ def show(found: Record) -> None:
     for row in found["cells"]:
         low, high = row["interval"] or (float("nan"),) * 2
         ours = f"{row['block_efficiency'] or float('nan'):8.3f} [{low:.3f}, {high:.3f}]"
-        speed = f"{row['speed']['ratio']:5.2f}x" if row["speed"] else "     -"
+        known = row["steps"] and row["block_efficiency"]
+        speed = f"{known / row['steps']['value']:5.2f}x" if known else "     -"
         same = row["verifier"] in ("kseq", "autoregressive") and row["temperature"] == 1
         paper_row = theirs.get((row["num_drafts"], row["draft_length"])) if same else None
         beside = (

@@ -2,8 +2,10 @@
 //   node lab.mjs CHROMIUM NODE_FOLDER ROOT
 import { createRequire } from "node:module";
 import { createServer } from "node:http";
-import { readFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { extname, join, normalize } from "node:path";
+import { pathToFileURL } from "node:url";
 
 const [chromiumPath, nodeFolder, root] = process.argv.slice(2);
 const require = createRequire(join(nodeFolder, "package.json"));
@@ -12,7 +14,7 @@ const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
 const asked = JSON.parse(readFileSync(0, "utf8"));
 
 // The lab's own markup, from the page's source, without the theme around it.
-const source = readFileSync(join(root, "book", "transport-lab.md"), "utf8").replaceAll("../_static/", "/_static/");
+const source = readFileSync(join(root, "book", "transport-lab.md"), "utf8").replaceAll(/"\.\.\/(_static|d3)\//g, '"/$1/');
 const markup = source.match(/```\{raw\} html\n([\s\S]*?)\n```/)[1];
 const buttons = source.match(/<button.*<\/button>/g).join("\n");
 const shell = `<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>Transport lab</title>
@@ -65,7 +67,7 @@ const answers = {};
 // 1. The formulae
 const page = await open();
 answers.numbers = await page.evaluate(async ({ pairs, enumerated }) => {
-  const T = await import("/_static/lab/transport.js");
+  const T = lab.transport;
   return pairs.map(({ draft, target, k }) => {
     const made = {
       optimum: T.optimum(draft, target, k).acceptance, set: T.optimum(draft, target, k).set,
@@ -86,15 +88,14 @@ answers.numbers = await page.evaluate(async ({ pairs, enumerated }) => {
 }, asked);
 
 answers.presets = await page.evaluate(async () => {
-  const { PRESETS } = await import("/_static/lab/presets.js");
-  return Object.fromEntries(Object.entries(PRESETS).map(([key, { make, size }]) => [
+  return Object.fromEntries(Object.entries(lab.PRESETS).map(([key, { make, size }]) => [
     key, (size ? [size] : [2, 3, 4, 5, 6, 7, 8]).map((V) => make(V)),
   ]));
 });
 
 // 2. The selection of tokens, without the page
 answers.samples = await page.evaluate(async ({ sampled, draws }) => {
-  const T = await import("/_static/lab/transport.js");
+  const T = lab.transport;
   return sampled.map(({ rule, draft, target, k, seed }) => {
     const random = T.generator(seed);
     const made = T.RULES[rule].prepare(draft, target, k);
@@ -210,6 +211,18 @@ for (const [width, colorScheme] of [[1280, "light"], [375, "dark"], [375, "light
   }
 }
 answers.errors = errors;
+
+// 5. The same opened as a file, where a browser refuses what the page does not load by itself
+const folder = mkdtempSync(join(tmpdir(), "lab-"));
+const book = pathToFileURL(join(root, "book")).href;
+writeFileSync(join(folder, "lab.html"), shell.replaceAll('"/_static/', `"${book}/_static/`).replaceAll('"/d3/', `"${book}/_vendor/d3/`));
+const filed = await browser.newPage();
+const refused = [];
+filed.on("console", (m) => { if (m.type() === "error") refused.push(m.text()); });
+filed.on("pageerror", (e) => refused.push(e.stack));
+await filed.goto(pathToFileURL(join(folder, "lab.html")).href + "#preset=five&k=3", { waitUntil: "load" });
+answers.file = { errors: refused, ready: await filed.getAttribute("#lab-app", "data-ready"), draft: await law(filed, "draft"), cells: await cells(filed) };
+rmSync(folder, { recursive: true });
 await browser.close();
 server.close();
 process.stdout.write(JSON.stringify(answers));

@@ -951,10 +951,25 @@ EXPERIMENTS = [
         "tests/test_reproduce.py -k phases_add",
     ),
     Mutant(
-        "summary-speed-inverted", "spectr_experiments/table1.py",
-        'base[n]["seconds"] / base[n]["emitted"] * mine[n]["emitted"] / mine[n]["seconds"]',
-        'mine[n]["seconds"] / mine[n]["emitted"] * base[n]["emitted"] / base[n]["seconds"]',
-        "tests/test_reproduce.py -k speed_is",
+        "summary-cost-inverted", "spectr_experiments/table1.py",
+        "[mine[n] / other[n] for n", "[other[n] / mine[n] for n",
+        "tests/test_reproduce.py -k cost_is",
+    ),
+    Mutant(
+        "speed-degrees-of-one-factor", "spectr_experiments/speeds.py",
+        "spent = sum(p**2 / e.degrees", "spent = sum(p / e.degrees",
+        "tests/test_speeds.py -k welchs",
+    ),
+    Mutant(
+        "speed-from-the-busiest-session", "spectr_experiments/speeds.py",
+        "return min(found, key=lambda s: s.load[0]", "return max(found, key=lambda s: s.load[0]",
+        "tests/test_speeds.py -k quietest",
+    ),
+    Mutant(
+        "speed-without-the-error-of-its-tokens", "spectr_experiments/speeds.py",
+        "return tokens.over(cost[0]) if tokens and cost else None",
+        "return Estimate(tokens.value, 0.0, 9).over(cost[0]) if tokens and cost else None",
+        "tests/test_speeds.py -k quietest",
     ),
     Mutant(
         "rounds-order-fixed", "spectr_experiments/records.py",

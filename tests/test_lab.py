@@ -275,6 +275,15 @@ def test_page_is_clean(lab):
     assert lab["overlaps"] == []  # no word of a chart on another
 
 
+def test_page_works_as_a_file(lab):
+    filed = lab["file"]
+    assert filed["errors"] == []
+    assert filed["ready"] == "true"
+    draft, target = distributions.five_tokens()
+    assert close(filed["draft"], draft)
+    assert filed["cells"]["optimal"] == f"{transport.optimal_acceptance(draft, target, 3):.4f}"
+
+
 def test_palette_is_the_books():
     css, js = lab_assets.palette()
     assert (lab_assets.LAB / "palette.css").read_text() == css, "run scripts/site/lab_assets.py"

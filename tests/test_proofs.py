@@ -181,6 +181,51 @@ def test_kseq_is_lossless_from_the_root_on_and_below_it_invalid_or_the_same():
     assert same_rule > 0  # the third statement's second case does occur
 
 
+def test_a_loop_whose_residual_is_negative_emits_some_token_too_often():
+    beyond_repair = 0
+    for (draft, target), k in itertools.product(overlapping(30, 3), (2, 3)):
+        star = root(draft, target, k)
+        for rho in np.linspace(1, star - 1e-3, 5) if star > 1.001 else []:
+            left = parts(draft, target, k, rho)[2]
+            in_loop = np.zeros(3)
+            for drafts, mass in tuples(draft, k):
+                for x in drafts:
+                    passes = min(1, target[x] / (rho * draft[x]))
+                    in_loop[x] += mass * passes
+                    mass *= 1 - passes
+            assert close(in_loop, target - left)
+            if left.min() < -1e-9:
+                beyond_repair += 1
+                assert (in_loop > target + 1e-9).any()
+    assert beyond_repair > 20
+
+
+def test_the_loop_accepts_most_at_the_root_and_the_rule_may_keep_more_beyond():
+    draft, target = np.array([1 / 3, 2 / 3]), np.array([5 / 9, 4 / 9])
+    assert close(root(draft, target, 2), 4 / 3)
+    found = {}
+    for rho in (4 / 3, 5 / 3):
+        rule = verifiers.kseq.KSeq(rho)
+        probs = {x: rule._given_drafts(*map(torch.as_tensor, (draft, target, np.array([x]))))[0]
+                 for x, _ in tuples(draft, 2)}  # fmt: skip
+        inside = sum(m * float(probs[x][list({*x})].sum()) for x, m in tuples(draft, 2))
+        assert close(rule.acceptance(draft, target, 2), inside)
+        found[rho] = parts(draft, target, 2, rho)[1], inside
+    assert close(found[4 / 3], (8 / 9, 8 / 9))
+    assert close(found[5 / 3], (1 - (1 - 0.6) ** 2, 41 / 45))  # 0.84 in the loop, 0.9111 in all
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_where_nothing_drafted_is_wanted_every_discount_is_the_same_rule(k):
+    draft, target = np.array([0.25, 0.75, 0, 0]), np.array([0, 0, 0.5, 0.5])
+    assert root(draft, target, k) == 1
+    assert close(bisected(draft, target, k), 1)
+    for rho in (None, *np.linspace(1, k, 4)):
+        rule = verifiers.kseq.KSeq(rho)
+        assert rule.acceptance(draft, target, k) == 0
+        assert close(rule.output_distribution(draft, target, k), target)
+
+
 def test_theorem_1():
     for (draft, target), k in itertools.product(pairs(60, 6), (1, 2, 4, 9)):
         reached = verifiers.get("kseq").acceptance(draft, target, k)
@@ -277,6 +322,28 @@ def test_theorem_2_by_listing_every_drafted_sequence():
             go(list(drafted), (), np.prod([follow(drafts_distribution, s) for s in drafted]))
         wanted = [follow(target_probs_at, s) for s in itertools.product((0, 1), repeat=3)]
         assert close(text.ravel(), wanted)
+
+
+def test_a_coin_used_at_two_positions_breaks_theorem_2():
+    """One draft of two tokens, no context, Algorithm 1 at both positions."""
+    draft, target = np.array([0.5, 0.5]), np.array([0.8, 0.2])
+    passes = np.minimum(1, target / draft)
+    left = np.maximum(target - draft, 0) / np.maximum(target - draft, 0).sum()
+
+    def text(again: Callable) -> Law:
+        """`again`(x, y): P(the second test passes | the first did)."""
+        probs = np.zeros((2, 2))
+        for x, y in itertools.product(range(2), repeat=2):
+            mass, second = draft[x] * draft[y], again(x, y)
+            probs += mass * (1 - passes[x]) * np.outer(left, target)
+            probs[x, y] += mass * passes[x] * second
+            probs[x] += mass * passes[x] * (1 - second) * left
+        return probs
+
+    wanted = np.outer(target, target)
+    assert close(text(lambda x, y: passes[y]), wanted)
+    reused = text(lambda x, y: min(1, passes[y] / passes[x]))  # the coin was below passes[x]
+    assert abs(reused - wanted).sum() / 2 > 0.02
 
 
 # --- winners ---
@@ -469,6 +536,29 @@ def test_what_bins_can_cost():
             reached = np.minimum(made.winner(p).numpy(), target).sum()
             best = transport.optimal_acceptance(draft, target, k)
             assert best - abs(even - target).sum() / 2 - 1e-12 <= reached <= best + 1e-12
+
+
+def test_the_plan_of_the_classes_keeps_what_the_plan_of_the_tokens_keeps():
+    """Of the spread target. Where it is 0 the two winners differ, and it does not matter."""
+    other_winners = 0
+    for (draft, target), k in itertools.product(pairs(60, 12), (2, 4)):
+        p = torch.as_tensor(draft)
+        order = ratio_order(draft, target)
+        class_of = np.empty(12, int)
+        class_of[order] = np.arange(12) // 3
+        for kind in ((draft > 0) & (target == 0), draft == 0):  # classes of their own
+            class_of[kind] = -1 if (draft[kind] > 0).all() else 4
+        class_of += 1
+        drafted, wanted = (np.bincount(class_of, probs, 6) for probs in (draft, target))
+        spread = np.divide(wanted, drafted, where=drafted > 0, out=np.zeros(6))
+        even = np.where(draft > 0, spread[class_of] * draft, target)
+        groups = [np.bincount(class_of, probs, 6) for probs in (draft, even)]
+        of_class = nested.plan(*map(torch.as_tensor, groups), k).winner(torch.as_tensor(groups[0]))
+        rate = np.divide(of_class.numpy(), drafted, where=drafted > 0, out=np.zeros(6))
+        classes, tokens = rate[class_of] * draft, nested.plan(p, torch.as_tensor(even), k).winner(p)
+        assert close(np.minimum(classes, even).sum(), np.minimum(tokens.numpy(), even).sum(), 1e-9)
+        other_winners += not close(classes, tokens.numpy(), 1e-6)
+    assert other_winners > 5
 
 
 def test_a_cup_of_pairs_is_the_plan_for_all():

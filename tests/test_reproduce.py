@@ -119,17 +119,17 @@ def test_prompts_are_the_independent_units():
     assert row["interval"] == pytest.approx([mean.low, mean.high])
 
 
-def test_speed_is_that_of_autoregressive_decoding_in_the_same_round():
+def test_cost_is_in_autoregressive_steps_of_the_same_round():
     alone, cell = table1.autoregressive(), table1.Cell("kseq", 2, 2)
     timed = [
         {**c.record(), "round": n, "prompt": n, "calls": calls, "emitted": 60, "seconds": seconds}
         for n in range(3)
         for c, calls, seconds in ((alone, 60, 6.0 + n), (cell, 30, (6.0 + n) / 1.5))
     ]
-    found = table1._speeds(timed)
-    assert found[cell]["speed"]["ratio"] == pytest.approx(1.5)
-    assert found[cell]["steps"] == pytest.approx(2 / 1.5)
-    assert found[alone]["speed"]["ratio"] == 1
+    found = table1._timings(timed)
+    assert found[cell]["steps"]["value"] == pytest.approx(2 / 1.5)
+    assert found[cell]["steps"]["error"] == pytest.approx(0, abs=1e-12)
+    assert found[alone]["steps"]["value"] == 1
 
 
 def test_two_processes_leave_the_records_of_one(tiny, uninterrupted, tmp_path):
@@ -178,7 +178,8 @@ def test_phases_add_to_one_run_and_its_summary(tiny, tmp_path, monkeypatch, caps
     assert gain["difference"] == pytest.approx(
         optimal["block_efficiency"] - kseq["block_efficiency"]
     )
-    assert by_name["kseq", 1]["speed"]["n"] == 2 and by_name["kseq", 1]["steps"] > 0
+    steps = by_name["kseq", 1]["steps"]
+    assert steps["degrees"] == 1 and steps["interval"][0] < steps["value"] < steps["interval"][1]
     optimum = {
         (row["law"], row["k"]): row["acceptance"]
         for row in found["draft_laws"]

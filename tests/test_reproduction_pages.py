@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
+from recorded_numbers import front_page, models_page
 from recorded_numbers import reproduction as writer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +29,8 @@ def timed_on_a_gpu(run: dict[str, Any]) -> dict[str, Any]:
     made = copy.deepcopy(run)
     made["config"]["device"] = "cuda"
     for row in made["cells"]:
-        row |= {"speed": {"ratio": 2.0, "quartiles": [1.9, 2.1], "n": 40}, "steps": 1.5}
+        row |= {"steps": {"value": 1.5, "error": 0.01, "degrees": 39}}
+    made["environment"].append({"phase": "timing", "load_average": 0.5, "load_average_end": 0.75})
     return made
 
 
@@ -49,7 +54,7 @@ def test_speed_is_called_measured_by_a_gpu_alone(
     monkeypatch.setattr(writer, "summary", lambda _: nothing)
     untimed = copy.deepcopy(runs[0])
     for row in untimed["cells"]:
-        row |= {"speed": None, "steps": None}
+        row |= {"steps": None}
     on_gpu = timed_on_a_gpu(runs[0])
     on_cpu = copy.deepcopy(on_gpu)
     on_cpu["config"]["device"] = "cpu"
@@ -67,10 +72,16 @@ def test_speed_is_called_measured_by_a_gpu_alone(
 
 def test_the_ratio_over_one_draft_is_a_ratio(runs: list[dict]) -> None:
     run = timed_on_a_gpu(runs[0])
-    writer.cell([run], 1, 4)["speed"]["ratio"] = 1.6
+    for cell in run["cells"]:
+        if (cell["verifier"], cell["temperature"]) == ("kseq", 1):
+            cell |= {"block_efficiency": 3.0, "interval": [2.94, 3.06]}
+            if (cell["num_drafts"], cell["draft_length"]) == (1, 4):
+                cell["steps"] = cell["steps"] | {"value": 1.2}
     times = [point for point in writer.timed([run]) if "table1" in point.source]
-    assert "| GPU | 1.25 |" in writer.speeds(times, 1)
-    assert "| GPU | 2.00 |" in writer.speeds(times, 0)
+    assert re.search(r"\| GPU \| 0\.80 \[0\.7\d, 0\.8\d\] \|", writer.speeds(times, 1))
+    assert re.search(r"\| GPU \| 2\.00 \[1\.9\d, 2\.0\d\] \|", writer.speeds(times, 0))
+    assert re.search(r"\| GPU \| \+25% \[\+2\d%, \+2\d%\] \|", writer.drafts_cost(times))
+    assert "load " in writer.speeds(times, 0)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -105,11 +116,8 @@ def test_of_several_runs_a_cell_is_taken_from_the_largest(runs: list[dict]) -> N
     few, many, untimed = (copy.deepcopy(runs[0]) | {"run": name} for name in ("a", "b", "c"))
     for run, n in ((few, 10), (many, 20), (untimed, 30)):
         for row in run["cells"]:
-            row |= {"n": n, "speed": {"ratio": 1.0, "quartiles": [1, 1], "n": 50 - n}}
-    for row in untimed["cells"]:
-        row["speed"] = None
+            row |= {"n": n}
     assert writer.cell([few, many, untimed], 8, 4)["run"] == "c"
-    assert writer.cell([few, many, untimed], 8, 4, timed=True)["run"] == "a"
     assert writer.cell([few, many], 3, 5) is None
 
 
@@ -119,3 +127,49 @@ def test_every_part_with_a_number_names_a_run() -> None:
     for name, make in writer.FRAGMENTS.items():
         if name not in computed and re.search(r"\d\.\d", text := make()):
             assert re.search(r"\(repo:results/[\w-]+/[\w-]+/env\.json\)", text), name
+
+
+def test_the_front_pages_gap_is_the_records_and_has_its_interval() -> None:
+    folder = ROOT / "results" / "smollm2-drafts" / "smollm2-1"
+    lines = map(json.loads, (folder / "records.jsonl").read_text("utf-8").splitlines())
+    rows = [line["drafts"]["smollm2-distilled"] for line in lines if line.get("text") == "own"]
+    kseq, best = (1 - np.array([row[key]["8"] for row in rows]) for key in ("kseq", "optimum"))
+    saved = 1 - best.sum() / kseq.sum()
+    left = (best - (1 - saved) * kseq) / kseq.mean()
+    half = scipy.stats.t.ppf(0.975, len(rows) - 1) * scipy.stats.sem(left)
+    shown = [float(share) for share in re.findall(r"(\d+)%", front_page.gap_closed())]
+    assert [shown[0], *shown[2:4]] == pytest.approx(
+        [100 * value for value in (saved, saved - half, saved + half)], abs=0.5
+    )
+    assert f"over {len(rows)} texts" in front_page.gap_closed()
+
+
+def test_steps_between_ways_of_drafting_are_paired_by_text(runs: list[dict]) -> None:
+    compared = 0
+    for run in (run for run in runs if run["draft_laws"]):
+        file = ROOT / "results" / "table1" / run["run"] / "draft-laws.jsonl.gz"
+        found: dict[tuple, dict[int, float]] = {}
+        for line in map(json.loads, gzip.decompress(file.read_bytes()).splitlines()):
+            key = line["law"], line["rule"], line["k"], line["temperature"]
+            found.setdefault(key, {})[line["prompt"]] = line["acceptance"]
+        for row in run["draft_laws"]:
+            law, rule, *where = (row[name] for name in ("law", "rule", "k", "temperature"))
+            for base, step in row["over"].items():
+                mine, other = found[law, rule, *where], found["iid", base, *where]
+                steps = np.array([mine[p] - other[p] for p in mine.keys() & other.keys()])
+                half = scipy.stats.t.ppf(0.975, len(steps) - 1) * scipy.stats.sem(steps)
+                ends = [steps.mean() - half, steps.mean() + half]
+                assert step["difference"] == pytest.approx(steps.mean(), abs=1e-12)
+                assert step["interval"] == pytest.approx(ends, abs=1e-12)
+                compared += 1
+            assert (law, rule) == ("iid", "kseq") or "kseq" in row["over"]
+    assert compared > 50
+
+
+def test_every_mean_over_texts_has_an_interval() -> None:
+    for part in (front_page.FRAGMENTS["front_pretrained"](), models_page.smollm2_drafts()):
+        rows = [line for line in part.splitlines() if re.search(r"0\.\d{3}", line)]
+        assert rows
+        for row in rows:
+            means = re.findall(r"0\.\d{3} \[0\.\d{3}, [01]\.\d{3}\]", row)
+            assert len(means) == 3, row

@@ -16,3 +16,5 @@ async function markScrolling() {
 }
 addEventListener("load", markScrolling);
 addEventListener("resize", markScrolling);
+// Under a search result stands a piece of its page. A browser fetches none from a file: there the results stand alone.
+if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;

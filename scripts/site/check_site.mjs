@@ -1,4 +1,4 @@
-// Open every page of the built site in headless Chromium, on a desktop and on a phone, in light and dark.
+// Open every page of the built site in headless Chromium, on a desktop and on a phone, in light and dark, and as a file.
 //   node check_site.mjs CHROMIUM HTML_FOLDER NODE_FOLDER PAGE...
 // Called by check_site.py. Screenshots go to _build/screenshots.
 import { createRequire } from "node:module";
@@ -148,6 +148,41 @@ async function look(view) {
   await context.close();
 }
 await Promise.all(VIEWS.map(look));
+
+// The same site opened as files: a browser then refuses modules and fetches, often without a word on the page.
+function inspectFile(text) {
+  const problems = [];
+  if (!document.fonts.check(`16px "${text}"`)) problems.push(`font not loaded: ${text}`);
+  const app = document.getElementById("lab-app");
+  if (app && (app.dataset.ready !== "true" || app.querySelectorAll("[data-chart] > svg").length !== 6)) problems.push("the lab does not show");
+  return problems;
+}
+async function lookAtFiles() {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 1000 } });
+  context.setDefaultTimeout(600_000);
+  const search = "search.html?q=coupling";
+  for (const path of [...pages, search]) {
+    const problems = [];
+    const page = await context.newPage();
+    page.on("console", (m) => { if (m.type() === "error") problems.push(`console: ${m.text()}`); });
+    page.on("pageerror", (e) => problems.push(`script error: ${e.message}`));
+    page.on("requestfailed", (r) => problems.push(`does not load: ${r.url()}`));
+    await page.goto(`${pathToFileURL(html)}/${path}`, { waitUntil: "load" });
+    await page.evaluate(() => window.MathJax?.startup?.promise);
+    await page.evaluate(() => document.fonts.ready);
+    problems.push(...(await page.evaluate(inspectFile, "Source Serif 4")));
+    if (path !== search) {
+      problems.push(...(await page.evaluate(inspect)));
+    } else {
+      await page.waitForFunction(() => /\d/.test(document.querySelector(".search-summary, #search-results p")?.textContent ?? ""));
+      if (!(await page.locator("#search-results li a").count())) problems.push("finds nothing");
+    }
+    report(`${path} (as a file)`, problems);
+    await page.close();
+  }
+  await context.close();
+}
+await lookAtFiles();
 
 // Lighthouse's accessibility score must be 100 on every page. "simulate" slows nothing down, and does not wait
 // five seconds after each load; only speed is simulated, and speed is not asked for.

@@ -83,7 +83,7 @@ def until(color: str, page: str, ratio: float) -> str:
 def palette() -> tuple[str, str]:
     """palette.css and palette.js."""
     colors = {**{key: COLORS[key] for key in SHOWN}, "undiscounted": UNDISCOUNTED}
-    head = "Written by scripts/site/lab_assets.py from spectr_lite/plotting.py."
+    head = "Written by scripts/site/lab_assets.py from spectr_lite/book/plotting.py."
     css = [f"/* {head} */"]
     for theme, page in (("light", LIGHT), ("dark", DARK)):
         css.append(f'html[data-theme="{theme}"] .lab {{')
@@ -95,12 +95,13 @@ def palette() -> tuple[str, str]:
         f'.lab [data-rule="{k}"] {{ --rule: var(--{k}); --rule-text: var(--{k}-text); }}'
         for k in colors
     ]
-    js = f"// {head}\nexport const LABELS = {json.dumps(NAMES, indent=2, ensure_ascii=False)};\n"
+    names = json.dumps(NAMES, indent=2, ensure_ascii=False)
+    js = f"// {head}\nglobalThis.lab = {{ LABELS: {names} }};\n"
     return "\n".join(css) + "\n", js
 
 
 def vendor() -> None:
-    """D3's modules in one minified file, with their licences."""
+    """D3's modules in one minified classic script, which sets `d3`, with their licences."""
     VENDOR.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -109,7 +110,13 @@ def vendor() -> None:
         subprocess.run([*npm, *wanted], check=True)
         (folder / "entry.mjs").write_text(ENTRY)
         modules = folder / "node_modules"
-        bundle = ["--bundle", "--format=esm", "--minify", "--legal-comments=none"]
+        bundle = [
+            "--bundle",
+            "--format=iife",
+            "--global-name=d3",
+            "--minify",
+            "--legal-comments=none",
+        ]
         command = [str(modules / ".bin" / "esbuild"), "entry.mjs", *bundle]
         out = VENDOR / "d3.min.js"
         subprocess.run([*command, f"--outfile={out}", "--log-level=error"], cwd=folder, check=True)

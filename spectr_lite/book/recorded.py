@@ -43,22 +43,17 @@ def cell(
     length: int,
     verifier: str = "kseq",
     temperature: float = 1.0,
-    timed: bool = False,
 ) -> Record | None:
-    """One cell of Table 1 and its "run": of all `runs` the cell with most prompts, or None.
-
-    `timed`=True asks for a cell with a speed, the one with most rounds.
-    """
+    """One cell of Table 1 and its "run": of all `runs` the cell with most prompts, or None."""
     names = ("verifier", "num_drafts", "draft_length", "temperature")
     wanted = (verifier, drafts, length, temperature)
     found = [
         {"run": run["run"], **row}
         for run in runs
         for row in run["cells"]
-        if tuple(row[name] for name in names) == wanted
-        and row["speed" if timed else "block_efficiency"] is not None
+        if tuple(row[name] for name in names) == wanted and row["block_efficiency"] is not None
     ]
-    return max(found, key=lambda row: row["speed"]["n"] if timed else row["n"], default=None)
+    return max(found, key=lambda row: row["n"], default=None)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -4,8 +4,9 @@
     accept X_i with probability min(1, target(X_i) / (rho draft(X_i))), for i = 1..k;
     if none is accepted,  Y ~ [target - min(draft, target / rho) p_acc / beta] / (1 - p_acc)
 
-Lossless for every rho >= rho*, the root of p_acc(rho) = rho beta(rho). Acceptance is largest at rho*:
-    P(Y in S) = 1 - (1 - beta(rho*))^k  >=  [1 - (1 - 1/k)^k] sum_x min(target, k draft)
+Lossless for every rho >= rho*, the root of p_acc(rho) = rho beta(rho). The loop accepts most at rho*:
+    P(Y in S) = p_acc(rho*)  >=  [1 - (1 - 1/k)^k] sum_x min(target, k draft)      at rho = rho*
+At a larger rho the residual may draw a refused draft, so that P(Y in S) can be larger there.
 Source: Algorithm 2 and Theorem 1 of SpecTr (arXiv 2310.15141). Explained in chapter 4.
 """
 

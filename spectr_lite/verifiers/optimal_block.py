@@ -7,9 +7,10 @@
 Lossless for any way of choosing a child: given the choice, the paths below the child are still i.i.d.
 The plan's r is the best distribution for every weight w with which block verification reaches a node:
     sum_y min(r(y), w target(y)) = min over A of [ w target(A) + 1 - draft(A)^M ]      for all w <= 1
-With L = 1 it is `optimal`, with K = 1 it is `block`. We are not aware of an earlier use of the two
-together. Sources: optimal.py; block verification is Sun et al. (arXiv 2403.10444). Explained in
-chapter 10.
+With L = 1 it is `optimal`, with K = 1 it is `block`. Sources: optimal.py; block verification is Sun
+et al. (arXiv 2403.10444). We are not aware of an earlier description of this rule; UniVer (Weng et
+al., arXiv 2605.04543) composes local plans under prefix acceptance too, and we could read its
+abstract only. Explained in chapter 10.
 """
 
 from __future__ import annotations

@@ -16,26 +16,33 @@ from scipy.special import softmax
 from spectr_lite import distributions, transport, verifiers
 from spectr_lite.book import plotting
 from spectr_lite.book.recorded import cell, summary, table
+from spectr_lite.stats import Interval, mean_interval
 
 RECORDED = resources.files("spectr_lite") / "results" / "next-token-laws.npz"
 VOCABULARY = 32_000
 DRAFTS = np.array([1, 2, 3, 4, 6, 8, 12, 16])
 
 
-def acceptances(draft: np.ndarray, target: np.ndarray, k: int) -> tuple[float, float, float]:
-    """Of one draft, of K-SEQ and of the optimum; means over the places, where there are several."""
+def acceptances(draft: np.ndarray, target: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
+    """Of one draft, of K-SEQ and of the optimum; () or, for places (P, V), (P,)."""
     single = verifiers.get("coupling").acceptance(draft, target, 1)
     kseq = verifiers.get("kseq").acceptance(draft, target, k)
     optimum = transport.optimal_acceptance(draft, target, k)
-    return float(np.mean(single)), float(np.mean(kseq)), float(np.mean(optimum))
+    return tuple(map(np.asarray, (single, kseq, optimum)))
 
 
 def by_drafts(draft: np.ndarray, target: np.ndarray) -> str:
-    rows = [
-        [str(k), *(f"{value:.4f}" for value in acceptances(draft, target, k))]
-        for k in (1, 2, 4, 8, 16)
-    ]
+    """One pair (V,), or places (P, V), whose means then have a 95% interval over the places."""
+    rows = []
+    for k in (1, 2, 4, 8, 16):
+        found = [np.atleast_1d(values) for values in acceptances(draft, target, k)]
+        spans = [mean_interval(values) for values in found]
+        rows.append([str(k), *(f"{s.mean:.4f}" if s.n == 1 else interval(s) for s in spans)])
     return table(["drafts $k$", "one draft", "K-SEQ", "exact optimum"], rows)
+
+
+def interval(span: Interval) -> str:
+    return f"{span.mean:.3f} [{span.low:.3f}, {min(span.high, 1):.3f}]"
 
 
 def question() -> str:
@@ -82,15 +89,29 @@ def pretrained_probs() -> list[np.ndarray]:
     return [softmax(laws[name].astype(float), axis=-1) for name in ("drop6", "target")]
 
 
+def pretrained_cost() -> str:
+    """What the table's draft costs, and that no speed comes of it."""
+    drafts = {row["draft"]: row for row in summary("smollm2-drafts")["drafts"]}
+    dropped, distilled = (drafts[name]["cost"] for name in ("smollm2", "smollm2-distilled"))
+    return (
+        f"This draft shows the gap between the rules, and could not save time: one token of it costs "
+        f"{dropped:.0%} of a call of its target. The distilled draft costs {distilled:.0%} and is "
+        "accepted less ([the models](models.md)).\n"
+    )
+
+
 def numbers() -> str:
     """Three numbers, each with where it comes from, as three cards."""
     cards = "\n".join((optimum_in_time(), gap_closed(), saved_calls()))
     return f"::::{{grid}} 1 1 3 3\n:gutter: 3\n\n{cards}\n::::\n"
 
 
-def card(number: str, text: str, chapter: str, run: str) -> str:
-    link = f"[chapter {int(chapter[:2])}](../notebooks/{chapter}.ipynb)"
-    source = f"{link} · [the run](repo:results/{run}/env.json)"
+def chapter(name: str) -> str:
+    return f"[chapter {int(name[:2])}](../notebooks/{name}.ipynb)"
+
+
+def card(number: str, text: str, place: str, run: str) -> str:
+    source = f"{place} · [the run](repo:results/{run}/env.json)"
     return f":::{{grid-item-card}}\n:class-card: number\n**{number}**\n\n{text}.\n\n{source}\n:::\n"
 
 
@@ -103,20 +124,25 @@ def optimum_in_time() -> str:
         f"{largest['median_ms']:.0f} ms",
         f"for the exact optimum at a vocabulary of {largest['vocabulary']:,}: "
         "one sort on one core, no solver",
-        "03-the-optimum-without-a-solver",
+        chapter("03-the-optimum-without-a-solver"),
         f"benchmark-transport/{found['run']}",
     )
 
 
 def gap_closed() -> str:
-    """What the optimal rule adds to K-SEQ with eight drafts on a pretrained model."""
-    _, kseq, best = acceptances(*pretrained_probs(), 8)
+    """What the optimal rule adds to K-SEQ with eight drafts, where the draft is cheap: in one token."""
+    found = summary("smollm2-drafts")
+    draft = next(row for row in found["drafts"] if row["draft"] == "smollm2-distilled")
+    text = draft["texts"]["own"]
+    fewer = text["fewer_misses"]
+    low, high = (f"{end:.0%}" for end in fewer["interval"])
     return card(
-        f"{(best - kseq) / (1 - kseq):.0%} fewer",
-        "rounds that keep no draft: with eight drafts for SmolLM2 the best rule accepts with "
-        f"probability {best:.3f}, K-SEQ with {kseq:.3f}",
-        "06-the-optimal-plan-at-full-vocabulary",
-        "next-token-laws/smollm2-1",
+        f"{fewer['value']:.0%} fewer",
+        f"tokens at which no draft is kept, 95% interval {low} to {high} over {fewer['n']} texts: with "
+        f"eight drafts for SmolLM2 the best rule accepts {text['optimum']['8']:.3f}, K-SEQ "
+        f"{text['kseq']['8']:.3f}. The draft costs {draft['cost']:.0%} of its target's call",
+        "[the models](models.md)",
+        f"smollm2-drafts/{found['run']}",
     )
 
 
@@ -127,11 +153,15 @@ def saved_calls() -> str:
         for run in (run for run in runs if run["pair"] == name):
             one, eight = cell([run], 1, length), cell([run], 8, length)
             if one and eight:
+                spans = " and ".join(
+                    "{:.2f} to {:.2f}".format(*row["interval"]) for row in (one, eight)
+                )
                 return card(
                     f"{one['block_efficiency']:.2f} → {eight['block_efficiency']:.2f}",
                     "tokens for each call of the large model, from one draft to eight by K-SEQ, each "
-                    f"{length} tokens long (pair {name})",
-                    "09-the-reproduction",
+                    f"{length} tokens long (pair {name}; 95% intervals {spans}, over {eight['n']:,} "
+                    "prompts)",
+                    chapter("09-the-reproduction"),
                     f"table1/{run['run']}",
                 )
     missing = "tokens for each call of the large model: not recorded yet."
@@ -159,6 +189,7 @@ FRAGMENTS = {
     "front_numbers": numbers,
     "front_glance": lambda: by_drafts(*distributions.zipf(VOCABULARY)),
     "front_pretrained": lambda: by_drafts(*pretrained_probs()),
+    "front_pretrained_cost": pretrained_cost,
     "front_check": usage,
 }
 FIGURES = {"acceptance.svg": acceptance_figure}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from spectr_experiments.speeds import ONE, Estimate, Speeds
 from spectr_lite import transport, verifiers
 from spectr_lite.book.costs import Costs, acceptance_for
 from spectr_lite.book.recorded import by_pair, cell, kind, paper, summary, table
@@ -69,33 +70,29 @@ def more_drafts(runs: list[dict[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class Timed:
-    """What K-SEQ's loop took in a recorded run: times as fast as, and a turn in steps of, the loop
-    without drafts."""
+    """K-SEQ's loop on a pair: times as fast as, and a turn in steps of, the loop without drafts; and
+    where the turns were timed, under which load."""
 
     source: str
     kind: str
     drafts: int
     length: int
-    speed: float
-    cost: float
+    speed: Estimate
+    cost: Estimate
 
 
 def timed(runs: list[dict[str, Any]]) -> list[Timed]:
-    """From Table 1's runs and from the decoding benchmark's, one text at a time."""
-    found = []
-    for run in runs:
-        for k, length in THEIRS:
-            row = cell([run], k, length)
-            if k and row and row["speed"] and row["steps"]:
-                speed = row["speed"]["ratio"]
-                found.append(Timed(link(run), kind(run), k, length, speed, row["steps"]))
-    for run in summary("benchmark-decoding")["runs"]:
-        source = link(run, "benchmark-decoding")
-        for row in run["methods"]:
-            shape = row["num_drafts"], row["draft_length"]
-            if shape[0] and shape in THEIRS and (row["verifier"], row["rows"]) == ("kseq", 1):
-                speed, cost = row["speedup"]["median"], row["cost"]["median"]
-                found.append(Timed(source, kind(run), *shape, speed, cost))
+    """One text at a time: each cell from the session that timed it under the lowest load."""
+    benchmarks = summary("benchmark-decoding")["runs"]
+    book, found = Speeds(runs, benchmarks), []
+    for pair, where in dict.fromkeys((run["pair"], kind(run)) for run in (*runs, *benchmarks)):
+        for k, length in (shape for shape in THEIRS if shape[0]):
+            cost, speed = (f(pair, where, k, length) for f in (book.cost, book.speed))
+            if cost and speed:
+                session = cost[1]
+                load = " to ".join(f"{value:.1f}" for value in session.load)
+                source = f"{link({'run': session.run}, session.experiment)}, load {load}"
+                found.append(Timed(source, where, k, length, speed, cost[0]))
     return found
 
 
@@ -116,14 +113,21 @@ def at_eight(found: list[Timed], over_one: bool, spell: Callable[..., str]) -> s
     for t in many:
         rows.setdefault((t.source, t.kind), {})[t.length] = spell(t, ones.get((t.source, t.length)))
     cells = [[*run, *(row.get(length, "–") for length in (4, 8))] for run, row in rows.items()]
-    return status(many, table(["run", "device", "8 × 4", "8 × 8"], cells))
+    return status(many, table(["timed by", "device", "8 × 4", "8 × 8"], cells))
 
 
 def speeds(found: list[Timed], over: int) -> str:
     """Speed at eight drafts, relative to autoregressive (over=0) or speculative decoding (over=1)."""
     return at_eight(
-        found, bool(over), lambda many, one: f"{many.speed / (one.speed if over else 1):.2f}"
+        found, bool(over), lambda many, one: str(many.speed.over(one.speed) if over else many.speed)
     )
+
+
+def more(ratio: Estimate) -> str:
+    ends = "" if ratio.interval is None else " [{:+.0%}, {:+.0%}]".format(
+        *(end - 1 for end in ratio.interval)
+    )  # fmt: skip
+    return f"{ratio.value - 1:+.0%}{ends}"
 
 
 def drafts_cost(found: list[Timed]) -> str:
@@ -133,7 +137,7 @@ def drafts_cost(found: list[Timed]) -> str:
         f"{implied[8, length] / implied[1, length] - 1:.0%} more at $L = {length}$"
         for length in (4, 8)
     )
-    ours = at_eight(found, True, lambda many, one: f"+{many.cost / one.cost - 1:.0%}")
+    ours = at_eight(found, True, lambda many, one: more(many.cost.over(one.cost)))
     return f"*Paper:* {theirs}, as its two columns imply.\n\n{ours}"
 
 
@@ -144,14 +148,14 @@ def one_call(latency: list[dict[str, Any]]) -> str:
         large = max((r for r in run["cells"] if r["num_drafts"]), key=lambda r: r["positions"])
         ratio, shape = large["score_ratio"], (large["num_drafts"], large["draft_length"])
         source = link(run, "appendix-e")
-        found.append(Timed(source, kind(run), *shape, 1 / ratio, ratio))
+        found.append(Timed(source, kind(run), *shape, ONE, ONE))
         lines.append(
             f"a call that scores {large['positions']} tokens takes {ratio:.1f} times as long as one "
             f"for a single token, on a {kind(run)} ({source})"
         )
     for run in summary("benchmark-decoding")["runs"]:
         source = link(run, "benchmark-decoding")
-        found.append(Timed(source, kind(run), 0, 0, 1.0, 1.0))
+        found.append(Timed(source, kind(run), 0, 0, ONE, ONE))
         lines.append(
             f"each further token in the target's call adds {run['costs']['score']:.3f} of a step, by "
             f"the fitted cost of a turn on a {kind(run)} ({source})"
@@ -280,7 +284,7 @@ def card(runs: list[dict[str, Any]]) -> str:
             "Experiment setup",
             "Yes: 1,000 prompts, three seeds, temperature 1",
             f"{setup}. Recorded, prompts × seeds: {sizes or 'none'}. "
-            "Prompts and continuations of 32 tokens, which the paper does not say",
+            "Prompts and continuations of 32 tokens; what we have of the paper does not give theirs",
         ],
     ]
     return "{.wide-cells}\n" + table(["asked", "the paper", "this book"], rows)
@@ -306,10 +310,26 @@ def projection(runs: list[dict[str, Any]]) -> str:
     numbers = f"c = {costs.fixed:.3f}, d = {costs.draft:.3f}, s = {costs.score:.4f}"
     fitted = (
         f"\nCosts: ${numbers}$, fitted to the four turns of the paper's Table 1, worst error "
-        f"{costs.error:.1%}. **A projection**: nothing in the last column was timed.\n"
+        f"{costs.error:.1%}. **A projection**: nothing in the last column was timed, and its intervals "
+        "are those of the block efficiency alone.\n"
     )
     head = ["run", "$K \\times L$", "block efficiency", "cost", "projected speed"]
     return table(head, rows) + fitted if rows else "*No run is recorded yet.*\n"
+
+
+def overhead() -> str:
+    """c + s, one token scored and all that every turn pays, where it was fitted to recorded turns."""
+    found = summary("benchmark-decoding")
+    theirs = Costs(**found["paper"]["costs"])
+    ours = []
+    for run in found["runs"]:
+        costs = Costs(**run["costs"])
+        source = link(run, "benchmark-decoding")
+        ours.append(f"{costs.fixed + costs.score:.2f} on a {kind(run)} ({source})")
+    return (
+        f"How far from free they can be: $c + s$, fitted to recorded turns, is {', '.join(ours)}, and "
+        f"{theirs.fixed + theirs.score:.2f} by the paper's own table.\n"
+    )
 
 
 def chains(runs: list[dict[str, Any]]) -> str:
@@ -344,6 +364,7 @@ FRAGMENTS = {
     "ledger_guarantee": guarantee,
     "ledger_times": solver_times,
     "reproducibility_card": lambda: card(runs()),
+    "leaving_overhead": overhead,
     "leaving_projection": lambda: projection(runs()),
     "leaving_chains": lambda: chains(runs()),
 }

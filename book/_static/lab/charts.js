@@ -1,8 +1,11 @@
 // Drawing. Each chart is made once in its box and draws a view of the state as often as asked.
-import { select, scaleBand, scaleLinear, scaleLog, drag, line } from "../../d3/d3.min.js";
-import { LABELS } from "./palette.js";
+"use strict";
 
-export const LETTERS = "abcdefghijklmnop";
+lab.charts = (() => {
+const { select, scaleBand, scaleLinear, scaleLog, drag, line } = d3;
+const { LABELS } = lab;
+
+const LETTERS = "abcdefghijklmnop";
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const moved = (selection, animate) =>
   animate && !still.matches ? selection.transition().duration(180) : selection.interrupt();
@@ -31,7 +34,7 @@ const words = (parent, className, data, key, attributes, text) =>
 
 // --- 1. The two laws: every bar is a slider ---
 
-export function lawsChart(box, onChange) {
+function lawsChart(box, onChange) {
   const height = 292;
   const margin = { top: 18, right: 2, bottom: 62, left: 30 };
   const { svg, fit } = canvas(box, height, "group");
@@ -141,7 +144,7 @@ export function lawsChart(box, onChange) {
 
 // --- 2. Acceptance against k ---
 
-export function curvesChart(box, onPick) {
+function curvesChart(box, onPick) {
   const height = 218;
   const margin = { top: 12, right: 118, bottom: 34, left: 34 };
   const { svg, fit } = canvas(box, height);
@@ -185,7 +188,7 @@ export function curvesChart(box, onPick) {
 
 // --- 3. K-SEQ: what its loop emits of each token, and the residual that fills the rest ---
 
-export function kseqChart(box) {
+function kseqChart(box) {
   const height = 196;
   const margin = { top: 18, right: 2, bottom: 26, left: 2 };
   const { svg, fit } = canvas(box, height);
@@ -225,7 +228,7 @@ export function kseqChart(box) {
 
 // --- 4. Nested pools: tokens in the order of q/p, Z upwards ---
 
-export function poolsChart(box) {
+function poolsChart(box) {
   const height = 232;
   const margin = { top: 18, right: 34, bottom: 44, left: 30 };
   const { svg, fit } = canvas(box, height);
@@ -260,7 +263,7 @@ export function poolsChart(box) {
 
 // --- 5. Counts against the target, and the distance on its way down ---
 
-export function countsChart(box) {
+function countsChart(box) {
   const height = 196;
   const margin = { top: 18, right: 2, bottom: 26, left: 2 };
   const { svg, fit } = canvas(box, height);
@@ -286,7 +289,7 @@ export function countsChart(box) {
   };
 }
 
-export function distanceChart(box) {
+function distanceChart(box) {
   const height = 196;
   const margin = { top: 18, right: 10, bottom: 34, left: 44 };
   const { svg, fit } = canvas(box, height);
@@ -313,3 +316,6 @@ export function distanceChart(box) {
     svg.attr("aria-label", trail.length ? `Total variation from the target after ${trail.at(-1)[0]} tokens: ${trail.at(-1)[1].toFixed(4)}.` : "Total variation from the target: nothing sampled yet.");
   };
 }
+
+return { LETTERS, lawsChart, curvesChart, kseqChart, poolsChart, countsChart, distanceChart };
+})();

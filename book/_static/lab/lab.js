@@ -1,8 +1,9 @@
 // The transport lab: state, controls and sampling. Mathematics in transport.js, drawing in charts.js.
-import * as T from "./transport.js";
-import { PRESETS } from "./presets.js";
-import { LABELS } from "./palette.js";
-import * as charts from "./charts.js";
+// Classic scripts, in the order of the page: a browser refuses modules when the site is opened as a file.
+"use strict";
+
+(() => {
+const { transport: T, charts, PRESETS, LABELS } = lab;
 
 const MAX_K = 16;
 const SIZES = [2, 8];
@@ -139,7 +140,7 @@ function change(update, { animate = true, write = true } = {}) {
 
 // --- Moving a bar: the others keep their proportions and share what is left ---
 
-export function withMass(law, token, value) {
+function withMass(law, token, value) {
   const mass = within(value, 0, 1);
   const rest = 1 - law[token];
   return law.map((v, y) => {
@@ -378,3 +379,4 @@ new ResizeObserver(() => {
 const given = hasState(location.hash);
 change(decode(given ? location.hash.slice(1) : ""), { animate: false, write: false });
 app.dataset.ready = "true";
+})();

@@ -1,5 +1,5 @@
-// Written by scripts/site/lab_assets.py from spectr_lite/plotting.py.
-export const LABELS = {
+// Written by scripts/site/lab_assets.py from spectr_lite/book/plotting.py.
+globalThis.lab = { LABELS: {
   "draft": "draft p",
   "target": "target q",
   "optimal": "exact optimum",
@@ -7,4 +7,4 @@ export const LABELS = {
   "recursive": "recursive",
   "coupling": "one draft",
   "undiscounted": "no discount: biased"
-};
+} };

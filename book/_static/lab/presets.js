@@ -1,12 +1,15 @@
 // The pairs one can start from: (V) -> [draft, target]. Those with a fixed V ignore it.
 // Counterparts: spectr_lite.distributions.three_tokens, five_tokens, kseq_worst_case, uniform_on_subset, tempered.
-import { normalise } from "./transport.js";
+"use strict";
+
+lab.PRESETS = (() => {
+const { normalise } = lab.transport;
 
 const each = (V, of) => Array.from({ length: V }, (_, y) => of(y));
 const zipf = (V, exponent) => normalise(each(V, (y) => (y + 1) ** -exponent));
 const half = (V) => Math.ceil(V / 2);
 
-export const PRESETS = {
+return {
   three: { label: "The book’s example", size: 3, make: () => [[1 / 2, 1 / 3, 1 / 6], [0.1, 0.3, 0.6]] },
   five: {
     label: "Chapter 4’s five tokens", size: 5,
@@ -35,3 +38,4 @@ export const PRESETS = {
   },
   equal: { label: "Equal", from: 4, make: (V) => [zipf(V, 1), zipf(V, 1)] },
 };
+})();

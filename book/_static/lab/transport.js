@@ -2,17 +2,19 @@
 //
 // draft, target: arrays of V probabilities; k: the number of i.i.d. drafts. Every function names the formula and its
 // counterpart in the Python package. tests/test_lab.py runs both on the same inputs and compares to 1e-9.
+"use strict";
 
-export const sum = (values) => values.reduce((total, value) => total + value, 0);
+lab.transport = (() => {
+const sum = (values) => values.reduce((total, value) => total + value, 0);
 const total = (length, of) => sum(Array.from({ length }, (_, y) => of(y)));
 
-export function normalise(weights) {
+function normalise(weights) {
   const mass = sum(weights);
   return weights.map((w) => w / mass);
 }
 
 // Token ids by target/draft ascending, tokens that are never drafted last. laws.by_ratio
-export function byRatio(draft, target) {
+function byRatio(draft, target) {
   const ratio = draft.map((p, y) => (p > 0 ? target[y] / p : Infinity));
   // Two infinite ratios are a tie; their difference would be NaN.
   return draft.map((_, y) => y).sort((a, b) => (ratio[a] === ratio[b] ? a - b : ratio[a] - ratio[b]));
@@ -30,7 +32,7 @@ function edges(draft, target, k, order) {
 
 // alpha = 1 - max over upper sets of [ draft(A)^k - target(A) ], and an A that attains it: a prefix of the order.
 // transport.optimal_acceptance, transport.worst_set
-export function optimum(draft, target, k) {
+function optimum(draft, target, k) {
   const order = byRatio(draft, target);
   const { U, R, G } = edges(draft, target, k, order);
   let best = 0;
@@ -45,21 +47,21 @@ export function optimum(draft, target, k) {
 }
 
 // P(Y in S) = sum_y min(draft, target), k = 1. verifiers.coupling
-export const couplingAcceptance = (draft, target) => total(draft.length, (y) => Math.min(draft[y], target[y]));
+const couplingAcceptance = (draft, target) => total(draft.length, (y) => Math.min(draft[y], target[y]));
 
 // beta(rho) = sum_x min(draft, target / rho). verifiers.kseq.acceptance_of_one
-export function acceptanceOfOne(draft, target, rho) {
+function acceptanceOfOne(draft, target, rho) {
   return Math.min(1, total(draft.length, (y) => Math.min(draft[y], target[y] / rho)));
 }
 
 // p_acc = 1 - (1 - beta)^k. verifiers.kseq.acceptance_of_any
-export const acceptanceOfAny = (beta, k) => -Math.expm1(k * Math.log1p(-beta));
+const acceptanceOfAny = (beta, k) => -Math.expm1(k * Math.log1p(-beta));
 
 // rho*, where p_acc(rho) = rho beta(rho); below it the residual has negative mass. verifiers.kseq.optimal_rho
 // In the order of target/draft beta is A + B / rho between neighbouring ratios, A the draft mass above and B the target
 // mass below. With x = B / rho,  F(x) = 1 - (1 - A - x)^k - B - A B / x  is increasing and concave: Newton's method from
 // the left climbs to the root and never passes it, so that rho stays on the lossless side.
-export function optimalRho(draft, target, k) {
+function optimalRho(draft, target, k) {
   const order = byRatio(draft, target);
   const ratio = order.map((y) => (draft[y] > 0 ? Math.min(target[y] / draft[y], Number.MAX_VALUE) : Number.MAX_VALUE));
   const above = (j) => sum(order.slice(j + 1).map((y) => draft[y]).reverse());
@@ -84,7 +86,7 @@ export function optimalRho(draft, target, k) {
 }
 
 // residual = (target - min(draft, target / rho) p_acc / beta)+, unnormalised, of mass 1 - p_acc. verifiers.kseq.residual
-export function kseq(draft, target, k, rho = optimalRho(draft, target, k)) {
+function kseq(draft, target, k, rho = optimalRho(draft, target, k)) {
   const beta = acceptanceOfOne(draft, target, rho);
   const acceptance = acceptanceOfAny(beta, k);
   const emitted = draft.map((p, y) => (beta > 0 ? (Math.min(p, target[y] / rho) * acceptance) / beta : 0));
@@ -93,19 +95,19 @@ export function kseq(draft, target, k, rho = optimalRho(draft, target, k)) {
 }
 
 // [1 - (1 - 1/k)^k] sum_x min(target, k draft). verifiers.kseq.guarantee
-export function guarantee(draft, target, k) {
+function guarantee(draft, target, k) {
   return (1 - (1 - 1 / k) ** k) * total(draft.length, (y) => Math.min(target[y], k * draft[y]));
 }
 
 // (target - draft)+ normalised; `target` itself where nothing is left. verifiers.recursive.residual
-export function leftOver(target, draft) {
+function leftOver(target, draft) {
   const left = target.map((q, y) => Math.max(0, q - draft[y]));
   return sum(left) > 0 ? normalise(left) : target;
 }
 
 // P(Y in S) = 1 - prod_i (1 - sum_y min(t_{i-1}, draft)),  t_0 = target,  t_i = (t_{i-1} - draft)+ normalised.
 // verifiers.recursive
-export function recursive(draft, target, k) {
+function recursive(draft, target, k) {
   const targets = [target];
   let missed = 1;
   for (let i = 0; i < k; i++) {
@@ -120,7 +122,7 @@ export function recursive(draft, target, k) {
 //   tau_j = 1 - min(1, min over a < j < b in its block of  sag(T, a, j, b) / sag(G, a, j, b))
 //           where sag(f, a, j, b) = how far f hangs below its chord from a to b, as a function of U, at j
 //   the winner's law has cumulative T; edge j parts two pools when tau_j <= Z
-export function nestedPlan(draft, target, k) {
+function nestedPlan(draft, target, k) {
   const order = byRatio(draft, target);
   const { U, R, G } = edges(draft, target, k, order);
   const size = order.length;
@@ -166,14 +168,14 @@ export function nestedPlan(draft, target, k) {
 }
 
 // The pools at level z: edges with tau <= z part the order into [first, last) intervals.
-export function poolsAt(plan, z) {
+function poolsAt(plan, z) {
   const open = plan.tau.flatMap((t, j) => (t <= z ? [j] : []));
   return open.map((first, i) => [first, open[i + 1] ?? plan.order.length]);
 }
 
 // P(draft i is the winner): uniform among the drafts in the highest pool that any draft reached, averaged over Z.
 // verifiers.optimal.NestedPlan.chances
-export function winnerChances(plan, tokens) {
+function winnerChances(plan, tokens) {
   const levels = [...new Set(plan.tau)].sort((a, b) => a - b);
   const chances = tokens.map(() => 0);
   levels.forEach((z, i) => {
@@ -217,7 +219,7 @@ const sequential = {
   },
 };
 
-export const RULES = {
+const RULES = {
   // verifiers.kseq.KSeq
   kseq: {
     ...sequential,
@@ -274,7 +276,7 @@ export const RULES = {
 };
 
 // The exact law of Y: sum over all V^k tuples of P(x) P(Y = y | x). verifiers.Verifier.output_distribution
-export function outputLaw(rule, draft, target, k) {
+function outputLaw(rule, draft, target, k) {
   const made = RULES[rule].prepare(draft, target, k);
   const law = draft.map(() => 0);
   const tokens = new Array(k).fill(0);
@@ -294,7 +296,7 @@ export function outputLaw(rule, draft, target, k) {
 }
 
 // The same law for the undiscounted rule, in closed form for any k: the loop emits min(draft, target) p_acc / beta.
-export function undiscountedLaw(draft, target, k) {
+function undiscountedLaw(draft, target, k) {
   const { emitted, acceptance } = kseq(draft, target, k, 1);
   const left = leftOver(target, draft);
   return emitted.map((e, y) => e + (1 - acceptance) * left[y]);
@@ -303,7 +305,7 @@ export function undiscountedLaw(draft, target, k) {
 // --- Sampling ---
 
 // A token drawn in proportion to `weights`; one of weight zero never is. distributions.sample
-export function drawFrom(weights, random) {
+function drawFrom(weights, random) {
   let level = random() * sum(weights);
   let last = weights.length - 1;
   for (let y = 0; y < weights.length; y++) {
@@ -317,7 +319,7 @@ export function drawFrom(weights, random) {
 }
 
 // sfc32, a small generator with a seed (Chris Doty-Humphrey's; public domain): uniform in [0, 1), 32 bits.
-export function generator(seed) {
+function generator(seed) {
   let [a, b, c, counter] = [seed | 0, 0x9e3779b9, 0x243f6a88, 1];
   const next = () => {
     const t = (((a + b) | 0) + counter) | 0;
@@ -332,8 +334,15 @@ export function generator(seed) {
 }
 
 // TV(law, other) = sum |law - other| / 2
-export const totalVariation = (law, other) => total(law.length, (y) => Math.abs(law[y] - other[y])) / 2;
+const totalVariation = (law, other) => total(law.length, (y) => Math.abs(law[y] - other[y])) / 2;
 
 // E TV(empirical law of n draws, target), to leading order: sum_y sqrt(q (1 - q) / (2 pi n))
-export const expectedVariation = (target, n) =>
+const expectedVariation = (target, n) =>
   total(target.length, (y) => Math.sqrt((target[y] * (1 - target[y])) / (2 * Math.PI * n)));
+
+return {
+  sum, normalise, byRatio, optimum, couplingAcceptance, acceptanceOfOne, acceptanceOfAny, optimalRho, kseq,
+  guarantee, leftOver, recursive, nestedPlan, poolsAt, winnerChances, RULES, outputLaw, undiscountedLaw,
+  drawFrom, generator, totalVariation, expectedVariation,
+};
+})();
