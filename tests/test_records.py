@@ -1,7 +1,9 @@
 """A run knows its commit; its records survive a kill; what was changed later is found."""
 
+import errno
 import gzip
 import json
+import os
 import subprocess
 
 import pytest
@@ -29,9 +31,11 @@ def test_a_changed_source_makes_a_run_dirty(checkout):
     assert records.environment(checkout, ["code"], [])["dirty"] is True
 
 
-def test_outside_a_checkout_there_is_no_commit_to_record(tmp_path):
-    with pytest.raises(subprocess.CalledProcessError):
-        records.environment(tmp_path, ["."], [])
+@pytest.mark.parametrize("path", ["/nowhere", None])
+def test_without_git_or_a_checkout_there_is_no_commit_to_record(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", path or os.environ["PATH"])
+    found = records.environment(tmp_path, ["."], [])
+    assert found["commit"] is None and found["dirty"] is None
 
 
 @pytest.fixture

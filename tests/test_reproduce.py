@@ -196,23 +196,43 @@ def test_time_that_is_up_ends_a_run_with_whole_rounds(tiny, tmp_path):
     assert len({frozenset(found) for found in places.values()}) <= 1
 
 
+def status_of(words: list[str]) -> int:
+    try:
+        return main(words)
+    except SystemExit as stop:  # argparse's own way out
+        return stop.code
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["table1", "--cell", "kseq:8"], "--cell: found 'kseq:8'. Give RULE:K:L"),
         (["table1", "--cell", "kseq:0:4"], "--cell: found 'kseq:0:4'. Give a K and an L"),
         (["table1", "--cell", "magic:8:4"], "no rule named 'magic'"),
-        (["table1", "--prompts", "0"], "--prompts: found 0"),
-        (["table1", "--prompts", "1001", "--device", "cpu"], "count=1001"),
-        (["table1", "--pair", "nowhere"], "neither a known pair nor a directory"),
+        (["table1", "--prompts", "0"], "--prompts: found '0'. Give a whole number from 1 to 1,000"),
+        (["table1", "--prompts", "1001"], "--prompts: found '1001'"),
+        (["table1", "--cell", "kseq:8:4:nan"], "--cell: found 'kseq:8:4:nan'. temperature: found nan"),
+        (["table1", "--cell", "autoregressive:2:2"], "Give autoregressive:0:0"),
+        (["table1", "--cell", "kseq:1000000:2", "--device", "cpu"], "MiB. Lower K or L"),
+        (["table1", "--cell", "kseq:2:2", "--phase", "draft-laws"], "--phase: found draft-laws"),
+        (["table1", "--pair", "a/x", "b/x"], "--pair: found a/x b/x. Give pairs with different"),
+        (["table1", "--run-id", "a/b"], "--run-id: found 'a/b'"),
+        (["table1", "--minutes", "nan"], "--minutes: found 'nan'. Give a number above 0"),
+        (["table1", "--threads", "100000"], "--threads: found '100000'. Give a whole number from 1"),
+        (["appendix-e", "--rounds", "0"], "--rounds: found '0'. Give a whole number of at least 1"),
+        (["verifiers", "--rounds", "1"], "--rounds: found '1'. Give a whole number of at least 2"),
+        (["verifiers", "--vocabularies", "1"], "--vocabularies: found '1'"),
+        (["table1", "--pair", "nowhere"], "spectr_lite.huggingface.load_pair(target, draft)"),
         (["verify", "results"], "Give results/EXPERIMENT/RUN-ID"),
         (["verify", "results/table1/none"], "not a finished run"),
     ],
 )
 def test_errors_name_the_argument(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["reproduce", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    assert status_of(["reproduce", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not any(tmp_path.iterdir())  # refused before any work
 
 
 def test_appendix_e_records_every_stage(tmp_path, monkeypatch, capsys):
@@ -260,15 +280,14 @@ def test_the_papers_table_agrees_with_itself():
 
 
 def test_batches_fit_the_memory_that_is_assumed():
-    class Model(torch.nn.Linear):
-        vocab_size = 49_152
-        config = models.TransformerConfig(vocab_size, 576, 30, 9, 3, 1536, 2048)
-
-    model = Model(1, 1)
+    with torch.device("meta"):
+        model = models.Transformer(models.TransformerConfig(49_152, 576, 30, 9, 3, 1536, 2048))
     pair = models.ModelPair("large", model, model, None)
     device = torch.device("cpu")
     sizes = [table1.batch_size(pair, table1.grid((k,), (8,)), device, 99) for k in (1, 8, 16)]
     assert sizes == sorted(sizes, reverse=True) and 1 <= sizes[-1] < sizes[0] <= 16
+    with pytest.raises(ValueError, match=r"--cell: kseq:1000000:2:1.0 takes caches.*Lower K or L"):
+        table1.batch_size(pair, [table1.Cell("kseq", 1_000_000, 2)], device, 99)
 
 
 def test_ratio_interval_covers_the_ratio():
