@@ -349,8 +349,9 @@ class Run:
     def sessions(self) -> list[Record]:
         path = self.folder / "env.json"
         env = read_json(path)
-        if not (found := env.get("sessions", [env])):
-            raise ValueError(f"{path} is damaged: no session; restore it")
+        found = env.get("sessions", [env])
+        if not isinstance(found, list) or not all("start" in session for session in found or [()]):
+            raise ValueError(f"{path} is damaged: no session with its start; restore it")
         return found
 
     def files(self, kind: str) -> list[Path]:
@@ -498,6 +499,7 @@ class Run:
             if not (self.folder / name).is_file():
                 raise FileNotFoundError(f"{self.folder / name} is missing: not a finished run")
             read_json(self.folder / name)
+        _ = self.sessions
         if self.is_old:
             count = sum(len(self.read(kind)) for kind in self.schema)
             return {OLD: count} if (self.folder / OLD).exists() else {}

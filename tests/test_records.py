@@ -210,6 +210,22 @@ def test_rounds_take_turns_after_one_that_is_not_recorded(tmp_path):
     assert len(records.read_records(run.folder / "speeds.part-0.jsonl")[0]) == 12
 
 
+def test_fill_adds_only_what_is_missing(run):
+    run.append("records", 0, [record(0), record(2)])
+    asked = []
+
+    def make(cell):
+        asked.append(cell)
+        return [record(n, cell) for n in range(4)]
+
+    wanted = [record(n) for n in range(4)]
+    run.fill("records", ["a"], lambda _: wanted, make, None)
+    run.fill("records", ["a"], lambda _: wanted, make, None)
+    assert asked == ["a"]
+    part = records.read_records(run.folder / "records.part-0.jsonl")[0]
+    assert [r["prompt"] for r in part] == [0, 2, 1, 3]
+
+
 def test_a_damaged_archive_says_which_records_are_whole(run):
     run.append("records", 0, [{**record(n), "cell": f"{n * n}" * 9} for n in range(200)])
     run.finish("records")

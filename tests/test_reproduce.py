@@ -20,6 +20,7 @@ from spectr_experiments import appendix_e, command, records, table1
 from spectr_lite import models, stats
 from spectr_lite.__main__ import main
 from spectr_lite.book import recorded
+from spectr_lite.decoding import generate
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ["--cell", "kseq:3:4", "--cell", "traversal:2:4:0.8"]
@@ -105,6 +106,32 @@ def test_seeds_give_other_texts(uninterrupted):
     found = records.read_records(uninterrupted / FINISHED)[0]
     counts = [[(r["calls"], r["emitted"]) for r in found if r["seed"] == n] for n in (0, 1, 2)]
     assert counts[0] != counts[1] != counts[2] != counts[0]
+
+
+def test_an_ended_row_counts_no_more(tiny):
+    pair, cell = models.load_pair(str(tiny)), table1.Cell("kseq", 3, 4)
+    held = [[5, 6], [7, 8], [9, 10], [11, 12]]
+    rows = table1._decode_batch(pair, cell, held, range(4), 2, 9)
+    made = generate(
+        pair.target, pair.draft, held, max_new_tokens=9, generator=2_000_000, **cell.settings()
+    )
+    assert len(set(made.calls)) > 1  # some end before others
+    assert [(r["calls"], r["emitted"]) for r in rows] == [
+        *zip(made.calls, made.emitted, strict=True)
+    ]
+
+
+def test_the_laws_of_a_place_are_softmax_of_logits_over_temperature(tiny):
+    pair, held = models.load_pair(str(tiny)), [5, 6, 7]
+    cold = table1.autoregressive(0.5).settings()
+    made = generate(pair.target, None, [held], max_new_tokens=6, generator=1, **cold).tokens[0]
+    for model, law in zip(
+        (pair.draft, pair.target), table1._places(pair, held, 0.5, 1, 3), strict=True
+    ):
+        for place, found in enumerate(law):
+            ids = torch.tensor([held + made[: 2 * place]])
+            expected = (model(ids)[0, -1].double() / 0.5).softmax(-1)
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_prompts_are_the_independent_units():

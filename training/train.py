@@ -40,9 +40,11 @@ class TrainingRun:
         self.lock = FileLock(self.files / "lock")
 
     def settle(self, settings: Any) -> None:
-        """Write config.json; ValueError if the run was started with other settings (a dataclass)."""
+        """Write config.json; ValueError if the run has made something with other settings (a
+        dataclass)."""
         path, config = self.records / "config.json", json.loads(json.dumps(asdict(settings)))
-        if path.exists() and read_json(path) != config:
+        made = [*self.records.glob("*.jsonl"), *self.files.glob("*.*")]
+        if made and path.exists() and read_json(path) != config:
             raise ValueError(
                 f"run-id {self.id} was started with other settings, see {path}; give this run "
                 "another id"
