@@ -21,17 +21,23 @@ def ended(name: str, work: Callable[[], int | None]) -> int:
     An error that nobody foresaw goes through, with its traceback.
     """
     try:
-        return work() or 0
+        status = work() or 0
+        sys.stdout.flush()  # here, where a full disk can still be said
+        return status
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
             print("; ".join(["stopped", *map(str, stop.args)]), file=sys.stderr)
         return EXIT_STOPPED
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        pass
     except (*EXPECTED, RuntimeError) as error:
         if not is_expected(error):
             raise
         print(f"{name}: error: {one_line(error) or 'out of memory'}.", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would flush it again at its end, and complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return EXIT_BAD_INPUT
 
 
