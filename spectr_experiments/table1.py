@@ -203,15 +203,13 @@ def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) ->
     asked = [phase for phase in PHASES if phase in args.phase and not (cells and phase in WHOLE)]
     if not asked:
         raise ValueError(f"--phase: found {args.phase[0]}, which has no cells. Leave --cell out")
-    measures = {
-        "block-efficiency": block_efficiency,
-        "timing": wall_clock,
-        "draft-laws": draft_laws,
-    }
+    measures = dict(zip(PHASES, (block_efficiency, wall_clock, draft_laws), strict=True))
     setting_name = "subset" if args.subset else "full"
     stem = args.run_id or "-".join([device.type, *([c.argument for c in cells] or [setting_name])])
     if len(cells) > 3 and not args.run_id:
         stem = f"{device.type}-{len(cells)}-cells"
+    for path in args.pair[1:]:
+        load_pair(path)  # a pair that is not there is refused before the first one's run
     for name, path in names.items():
         pair = load_pair(path, device, dtype)
         config = make_config(pair, device, setting_name, args.text, cells, args.prompts)

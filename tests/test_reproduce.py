@@ -256,6 +256,7 @@ def status_of(words: list[str]) -> int:
         (["verifiers", "--rounds", "1"], "--rounds: found '1'. Give a whole number of at least 2"),
         (["verifiers", "--vocabularies", "1"], "--vocabularies: found '1'"),
         (["table1", "--pair", "nowhere"], "spectr_lite.huggingface.load_pair(target, draft)"),
+        (["table1", "--pair", "bundled", "nowhere"], "name='nowhere' is neither a known pair"),
         (["verify", "results"], "Give results/EXPERIMENT/RUN-ID"),
         (["verify", "results/table1/none"], "not a finished run"),
     ],
