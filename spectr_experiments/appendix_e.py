@@ -21,6 +21,7 @@ import torch
 
 from spectr_experiments import clocks
 from spectr_experiments.records import Phase, Plan, Record, Run, grouped
+from spectr_lite.commands.arguments import whole
 from spectr_lite.models import Transformer, TransformerConfig
 
 SHAPE = {"vocab_size": 16_384, "context": 512}
@@ -37,7 +38,7 @@ KEYS = {"records": ("num_drafts", "draft_length", "round")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=10, help="default: %(default)s")
+    parser.add_argument("--rounds", type=whole(1), default=10, help="default: %(default)s")
 
 
 def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Plan]:

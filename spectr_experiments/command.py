@@ -16,7 +16,6 @@ import importlib
 import json
 import os
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +28,8 @@ import spectr_lite
 from spectr_experiments import records
 from spectr_experiments.table1 import ranks
 from spectr_lite.book.environment import device_and_dtype
+from spectr_lite.commands.arguments import folder_name, positive, whole
+from spectr_lite.commands.ending import resumable
 
 CHECKOUT = Path(spectr_lite.__file__).resolve().parents[1]
 SOURCES = ("spectr_lite", "spectr_experiments", ":!spectr_lite/results")
@@ -57,9 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("cpu", "cuda"), help="default: cuda where there is one"
     )
     common.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    common.add_argument("--run-id", help="folder name (default: from the settings)")
-    common.add_argument("--minutes", type=float, help="of each run, shared by its phases")
-    common.add_argument("--threads", type=int, default=1, help="on a CPU (default: 1)")
+    common.add_argument("--run-id", type=folder_name, help="default: from the settings")
+    common.add_argument("--minutes", type=positive, help="of each run, shared by its phases")
+    cores = whole(1, os.cpu_count() or 1)
+    common.add_argument("--threads", type=cores, default=1, help="on a CPU (default: 1)")
     common.add_argument("--results", type=Path, default=Path("results"), help="default: results")
     for name, (_, what) in EXPERIMENTS.items():
         command = commands.add_parser(name, parents=[common], help=what)
@@ -85,8 +87,10 @@ def run_experiment(args: argparse.Namespace) -> None:
     device, dtype = _device(args, local, getattr(module, "CPU_ONLY", False))
     if world > 1:
         dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))
-    for plan in module.plans(args, device, dtype):
-        _record(args, module, plan, device, rank, world)
+    again = [*args.words, *([] if args.resume else ["--resume"])]
+    with resumable("spectr_lite", *again):
+        for plan in module.plans(args, device, dtype):
+            _record(args, module, plan, device, rank, world)
     if world > 1:
         dist.destroy_process_group()
 
@@ -108,6 +112,12 @@ def _record(
             found.mend(kind, rank)
         for phase in plan.phases:
             seconds = None if minutes is None else 60 * minutes * phase.share / total
+            if rank == 0 and seconds is not None:
+                print(
+                    f"{plan.run_id}, {phase.name}: {seconds / 60:.2g} of {minutes:g} minutes; whole "
+                    "rounds, as many as fit",
+                    flush=True,
+                )
             with _session(args, found, phase.name, device, rank):
                 if rank == 0 or phase.shared:
                     phase.measure(found, seconds)
@@ -203,7 +213,7 @@ def _session(
         yield
         return
     hidden = {str(args.results): "results"}
-    command = " ".join(hidden.get(a, shlex.quote(a)) for a in sys.argv[1:])
+    command = " ".join(hidden.get(a, shlex.quote(a)) for a in args.words)
     root = CHECKOUT if (CHECKOUT / ".git").exists() else None
     entry = {
         "phase": phase,

@@ -36,6 +36,7 @@ from tqdm import tqdm
 Record = dict[str, Any]
 Item = TypeVar("Item")
 Turn = Callable[[int], Record]  # the number of a round -> what was measured in it
+DRIVER = "driver_version,clocks.sm,clocks.mem,power.limit"
 OLD = "records.jsonl"
 OLD_FILES = (OLD, "laws.npz")
 
@@ -55,17 +56,15 @@ def environment(
 
     `sources`: the files and folders, relative to `root`, whose changes since the commit make a run
     "dirty". `packages`: the distributions whose versions are recorded, if they are installed. Nothing
-    names the host. `root` None is an installed package: no commit, its version alone.
+    names the host. Without `root`, a checkout there or git, commit and "dirty" are None.
     """
-
-    def git(*arguments: str) -> str:
-        return _output("git", "-C", str(root), *arguments)
-
+    git = "git", "-C", str(root)
+    commit = _output(*git, "rev-parse", "HEAD") if root else None
     device = torch.device(device)
     cores = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
     found = {
-        "commit": git("rev-parse", "HEAD") if root else None,
-        "dirty": bool(git("status", "--porcelain", "--", *sources)) if root else None,
+        "commit": commit,
+        "dirty": bool(_output(*git, "status", "--porcelain", "--", *sources)) if commit else None,
         "device": f"CPU, {_processor()}, {cores}",
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
@@ -79,7 +78,7 @@ def environment(
             "device_memory": properties.total_memory,
             "capability": [properties.major, properties.minor],
             "cuda": torch.version.cuda,
-            "driver": _driver(),
+            "driver": _output("nvidia-smi", f"--query-gpu={DRIVER}", "--format=csv,noheader"),
         }
     return found
 
@@ -101,17 +100,13 @@ def weights_sha256(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _driver() -> str | None:
-    """Driver and clocks, as nvidia-smi tells them; None where it is not installed."""
+def _output(*command: str) -> str | None:
+    """What a program says; None where it is not installed, or fails."""
     try:
-        query = "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit"
-        return _output("nvidia-smi", query, "--format=csv,noheader")
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return done.stdout.strip()
 
 
 def _processor() -> str:
@@ -134,16 +129,50 @@ def write_json(path: Path, content: Any) -> None:
 def replace(path: Path, content: bytes) -> None:
     """As `write_json`, for bytes."""
     fresh = path.with_name(path.name + f".{os.getpid()}.new")
-    fresh.write_bytes(content)
-    os.replace(fresh, path)
+    with writing(path):
+        try:
+            fresh.write_bytes(content)
+            os.replace(fresh, path)
+        finally:
+            fresh.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names the file of an OSError, such as that of a full disk, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"--results: {path} cannot be written ({error.strerror}). Make room, or choose a folder "
+            "that can be written; what is recorded is kept, and --resume goes on with it"
+        ) from error
+
+
+class Fields(dict):
+    """An object of a JSON file, which names the file where a field is missing."""
+
+    path: Path
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"{self.path} is damaged: no {name!r} in {list(self)}; restore it")
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file says. Raises ValueError, with its name, for one that is cut or changed."""
+    """The object in a JSON file. Raises ValueError, with its name, for one that is cut or changed."""
+
+    def fields(found: dict[str, Any]) -> Fields:
+        made = Fields(found)
+        made.path = path
+        return made
+
     try:
-        return json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes(), object_hook=fields)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}; restore it, or record it again") from error
+    if not isinstance(found, Fields):
+        raise ValueError(f"{path} is damaged: {found!r:.40} is no object; restore it")
+    return found
 
 
 def rounded(value: Any) -> Any:
@@ -163,7 +192,28 @@ def content_of(path: Path) -> bytes:
     try:
         return gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: {error}; restore it, or record it again") from error
+        raise ValueError(
+            f"{path} is damaged at record {whole_records(content) + 1} or behind it: {error}; restore "
+            "it, or delete it and record it again with --resume"
+        ) from error
+
+
+def whole_records(archive: bytes) -> int:
+    """How many records at the beginning of a damaged archive can still be read."""
+    stream, parts = zlib.decompressobj(31), []  # 31: with gzip's header
+    with contextlib.suppress(zlib.error):
+        for byte in archive:
+            parts.append(stream.decompress(bytes([byte])))
+    lines = b"".join(parts).split(b"\n")[:-1]
+    return next((n for n, line in enumerate(lines) if record_in(line) is None), len(lines))
+
+
+def record_in(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def read_records(path: Path) -> tuple[list[Record], int]:
@@ -175,11 +225,8 @@ def read_records(path: Path) -> tuple[list[Record], int]:
     whole, _, rest = content_of(path).rpartition(b"\n")
     records = []
     for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
+        record = record_in(line)
+        if record is None:
             raise ValueError(
                 f"{path}, line {number}: not a record: {line[:60]!r}. Nothing after an unfinished line "
                 "is ever written, so the file was damaged later; restore it, or delete that line to "
@@ -243,7 +290,8 @@ class Run:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps a second run out of the folder; a killed process loses its lock with its life."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.folder, os.O_RDONLY)
         try:
             try:
@@ -299,8 +347,12 @@ class Run:
 
     @property
     def sessions(self) -> list[Record]:
-        env = read_json(self.folder / "env.json")
-        return env.get("sessions", [env])
+        path = self.folder / "env.json"
+        env = read_json(path)
+        found = env.get("sessions", [env])
+        if not isinstance(found, list) or not all("start" in session for session in found or [()]):
+            raise ValueError(f"{path} is damaged: no session with its start; restore it")
+        return found
 
     def files(self, kind: str) -> list[Path]:
         return sorted([*self.folder.glob(f"{kind}.jsonl.gz"), *self.folder.glob(f"{kind}.part-*")])
@@ -343,7 +395,8 @@ class Run:
         if not records:
             return
         lines = "".join(json.dumps(record) + "\n" for record in records)
-        with (self.folder / f"{kind}.part-{rank}.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / f"{kind}.part-{rank}.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
@@ -368,8 +421,8 @@ class Run:
         each at least with the fields of the kind's key."""
         done, key = self.done(kind), self.keys[kind]
         left = [u for u in units if any(place(r, key) not in done for r in records_of(u))]
-        with progress(len(left), kind) as bar:
-            for unit in in_time(left, seconds):
+        with progress(len(left), kind, seconds) as bar:
+            for unit in in_time(left, seconds, bar=bar):
                 fresh = [r for r in make(unit) if place(r, key) not in done]
                 self.append(kind, 0, fresh)
                 bar.update()
@@ -385,22 +438,25 @@ class Run:
     ) -> None:
         """Records {**cell, "round": n, **turn(n)} for every (cell, turn) and n < count, where there is
         no such record yet. In each round all cells take turns, in an order that rotates, after
-        `warm_up` turns of each. At least `least` rounds are made, however few `seconds` there are.
+        `warm_up` turns of each. One round is made, and at least `least`, however few `seconds` there
+        are.
         """
-        done = self.done(kind)
+        done, began = self.done(kind), time.monotonic()
 
         def missing(cell: Record, number: int) -> bool:
             return place({**cell, "round": number}, self.keys[kind]) not in done
 
         left = [n for n in range(count) if any(missing(cell, n) for cell, _ in cells)]
-        turns = [*[None] * (warm_up if left else 0), *left]
-        with progress(len(turns) * len(cells), kind) as bar:
-            for number in in_time(turns, seconds, warm_up + max(least - count + len(left), 0)):
-                shift = (number or 0) % len(cells)
+        for _, turn in cells * (warm_up if left else 0):
+            turn(0)
+        if seconds is not None:
+            seconds -= time.monotonic() - began
+        least -= count - len(left)
+        with progress(len(left) * len(cells), kind, seconds) as bar:
+            for number in in_time(left, seconds, max(least, 1), bar):
+                shift = number % len(cells)
                 for cell, turn in (*cells[shift:], *cells[:shift]):
-                    if number is None:
-                        turn(0)
-                    elif missing(cell, number):
+                    if missing(cell, number):
                         self.append(kind, 0, [{**cell, "round": number, **turn(number)}])
                     bar.update()
 
@@ -443,6 +499,7 @@ class Run:
             if not (self.folder / name).is_file():
                 raise FileNotFoundError(f"{self.folder / name} is missing: not a finished run")
             read_json(self.folder / name)
+        _ = self.sessions
         if self.is_old:
             count = sum(len(self.read(kind)) for kind in self.schema)
             return {OLD: count} if (self.folder / OLD).exists() else {}
@@ -464,9 +521,12 @@ class Run:
         return {name: found[name]["records"] for name in found if name != "config.json"}
 
 
-def in_time(items: Iterable[Item], seconds: float | None, least: int = 0) -> Iterator[Item]:
+def in_time(
+    items: Sequence[Item], seconds: float | None, least: int = 0, bar: tqdm | None = None
+) -> Iterator[Item]:
     """Item by item, as long as one more, if it takes as long as the longest so far, is in time; the
-    first `least` in any case."""
+    first `least` in any case. What is likely to be reached is said after the first, and is the total
+    of `bar`, to which the caller adds the parts of an item."""
     began = turn = time.monotonic()
     longest = 0.0
     for number, item in enumerate(items):
@@ -475,11 +535,20 @@ def in_time(items: Iterable[Item], seconds: float | None, least: int = 0) -> Ite
         yield item
         now = time.monotonic()
         longest, turn = max(longest, now - turn), now
+        if seconds is None or bar is None:
+            continue
+        more = int(max(seconds - (now - began), 0) / max(longest, 1e-9))
+        fit = min(len(items), max(number + 1 + more, least))
+        bar.total = round(bar.n / (number + 1) * fit)
+        if number == 0:
+            bar.write(f"{bar.desc}: about {fit} of {len(items)} fit the time", sys.stderr)
 
 
-def progress(total: float, label: str) -> tqdm:
-    """A bar on stderr: live on a terminal, in a log rarely."""
-    return tqdm(total=total, desc=label, mininterval=0.2 if sys.stderr.isatty() else 30)
+def progress(total: float, label: str, seconds: float | None = None) -> tqdm:
+    """A bar on stderr: live on a terminal, in a log rarely. What is limited to `seconds` has no
+    total before a first part has shown what can be reached."""
+    pace = 0.2 if sys.stderr.isatty() else 30
+    return tqdm(total=None if seconds else total, desc=label, mininterval=pace)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,10 @@ from spectr_experiments.records import (
 from spectr_experiments.speeds import Estimate
 from spectr_lite import transport, verifiers
 from spectr_lite.book.recorded import paper
+from spectr_lite.commands.arguments import whole
 from spectr_lite.decoding import decode
+from spectr_lite.decoding.sampling import Sampling
+from spectr_lite.decoding.state import Tree, estimate, free_bytes
 from spectr_lite.distributions import IID, Drafting, TopM, WithoutReplacement
 from spectr_lite.models import ModelPair, load_pair, pair_names
 from spectr_lite.models import prompts as texts
@@ -59,6 +62,7 @@ LARGE = 50_000_000  # parameters of a target that a CPU decodes slowly
 FOLDER = "table1"
 SUBSET_MINUTES = 20
 PHASES = {"block-efficiency": "records", "timing": "timing", "draft-laws": "draft-laws"}
+WHOLE = {"draft-laws"}  # phases of the whole setting, not of single cells
 SHARES = {"block-efficiency": 0.65, "timing": 0.2, "draft-laws": 0.15}  # of the time, if limited
 
 CELL = {"cell": str, "verifier": str, "num_drafts": int, "draft_length": int, "temperature": float}
@@ -103,21 +107,25 @@ class Cell:
         try:
             drafts, length, *rest = numbers
             (temperature,) = rest or ["1.0"]
-            cell = cls(rule, int(drafts), int(length), float(temperature))
+            cell = cls(rule, int(drafts), int(length), float(temperature) + 0.0)  # no -0.0
         except ValueError as error:
             raise ValueError(
                 f"--cell: found {text!r}. Give RULE:K:L or RULE:K:L:TEMPERATURE, such as kseq:8:4"
             ) from error
-        if rule != "autoregressive":
+        try:
+            Sampling(cell.temperature)
+            if rule == "autoregressive":
+                if cell.num_drafts or cell.draft_length:
+                    raise ValueError("Give autoregressive:0:0, which drafts nothing")
+                return cell
             made = verifiers.get(rule)
             if min(cell.num_drafts, cell.draft_length) < 1:
-                raise ValueError(f"--cell: found {text!r}. Give a K and an L of at least 1")
-            try:
-                made.check_drafts(cell.num_drafts)
-            except ValueError as error:
-                raise ValueError(f"--cell: found {text!r}. {error}") from error
+                raise ValueError("Give a K and an L of at least 1")
+            made.check_drafts(cell.num_drafts)
             if IID not in made.valid_for:
-                raise ValueError(f"--cell: found {text!r}. Give a rule for i.i.d. drafts")
+                raise ValueError("Give a rule for i.i.d. drafts")
+        except ValueError as error:
+            raise ValueError(f"--cell: found {text!r}. {error}") from error
         return cell
 
     def record(self) -> Record:
@@ -178,7 +186,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cell", action="append", default=[], metavar="RULE:K:L[:T]",
         help="this cell instead of the setting's; may be repeated, such as --cell kseq:8:4",
     )  # fmt: skip
-    parser.add_argument("--prompts", type=int, metavar="N", help="instead of the setting's number")
+    count = whole(1, texts.MOST)
+    parser.add_argument(
+        "--prompts", type=count, metavar="N", help="instead of the setting's number"
+    )
     parser.add_argument("--text", choices=list(texts.TEXTS), default="sotu", help="default: sotu")
     parser.add_argument(
         "--phase", nargs="+", choices=list(PHASES), default=list(PHASES), help="default: all"
@@ -186,28 +197,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Plan]:
-    cells = [Cell.parse(text) for text in args.cell]
-    if args.prompts is not None and args.prompts < 1:
-        raise ValueError(f"--prompts: found {args.prompts}. Give a whole number of at least 1")
-    measures = {
-        "block-efficiency": block_efficiency,
-        "timing": wall_clock,
-        "draft-laws": draft_laws,
-    }
-    for name in args.pair:
-        pair = load_pair(name, device, dtype)
-        setting_name = "subset" if args.subset else "full"
+    cells = [*dict.fromkeys(map(Cell.parse, args.cell))]
+    names = {Path(name).resolve().name: name for name in args.pair}  # each ends in a run's name
+    if len(names) < len(args.pair):
+        raise ValueError(f"--pair: found {' '.join(args.pair)}. Give pairs with different names")
+    asked = [phase for phase in PHASES if phase in args.phase and not (cells and phase in WHOLE)]
+    if not asked:
+        raise ValueError(f"--phase: found {args.phase[0]}, which has no cells. Leave --cell out")
+    measures = dict(zip(PHASES, (block_efficiency, wall_clock, draft_laws), strict=True))
+    setting_name = "subset" if args.subset else "full"
+    stem = args.run_id or "-".join([device.type, *([c.argument for c in cells] or [setting_name])])
+    if len(cells) > 3 and not args.run_id:
+        stem = f"{device.type}-{len(cells)}-cells"
+    for path in args.pair[1:]:
+        load_pair(path)  # a pair that is not there is refused before the first one's run
+    for name, path in names.items():
+        pair = load_pair(path, device, dtype)
         config = make_config(pair, device, setting_name, args.text, cells, args.prompts)
-        stem = args.run_id or f"{device.type}-{'cells' if cells else setting_name}"
         phases = [
             Phase(
                 phase, [PHASES[phase]], partial(measures[phase], config, pair),
                 SHARES[phase], shared=phase == "block-efficiency",
             )
-            for phase in args.phase
+            for phase in asked
         ]  # fmt: skip
         minutes = SUBSET_MINUTES if args.subset else None
-        yield Plan(f"{Path(name).name}-{stem}", config, phases, minutes)
+        yield Plan(f"{name}-{stem.replace(':', '-')}", config, phases, minutes)
 
 
 def make_config(
@@ -226,6 +241,7 @@ def make_config(
     most = count or most
     timed = [cell for cell in cells if chosen or is_timed(cell)]
     temperatures = sorted({cell.temperature for cell in cells}, reverse=True)
+    alone = map(autoregressive, temperatures)
     held = texts.load(text, pair.tokenizer, count=most, length=PROMPT_LENGTH)
     label = "chosen cells" if chosen else "subset" if name == "subset" else "full setting"
     return {
@@ -244,7 +260,7 @@ def make_config(
         "batch": batch_size(pair, cells, device, most),
         "cells": [cell.argument for cell in cells],
         "timing": {
-            "cells": [c.argument for c in [*map(autoregressive, temperatures), *timed]],
+            "cells": [c.argument for c in dict.fromkeys([*alone, *timed])],
             "rounds": min(rounds, most),
             "new_tokens": TIMED_TOKENS,
         },
@@ -260,26 +276,27 @@ def make_config(
 def batch_size(pair: ModelPair, cells: Sequence[Cell], device: torch.device, count: int) -> int:
     """Prompts side by side: as many as the largest cell leaves room for, by an estimate in bytes.
 
-    A row holds about ten arrays of K (L + 1) distributions in float32 (drafted, scored, and what
-    the rules for
-    paths derive from them), the tables of the optimal plan on a GPU, and both caches.
+    A row holds both caches, about ten arrays of K (L + 1) distributions in float32 (drafted, scored,
+    and what the rules for paths derive from them), and on a GPU the tables of the optimal plan.
+    ValueError for a cell of which not one row fits.
     """
-    laws = max(c.num_drafts * (c.draft_length + 1) for c in cells) + 1
-    plans = max(c.num_drafts for c in cells) * 8 * 257**2 * 8 if device.type == "cuda" else 0
-    slots = PROMPT_LENGTH + NEW_TOKENS + laws
-    caches = 0
-    for model in (pair.target, pair.draft):
-        shape = model.config
-        if hasattr(shape, "kv_heads"):
-            head = shape.width // shape.heads
-            size = 2 * shape.layers * shape.kv_heads * head
-            caches += size * slots * next(model.parameters()).element_size()
-    row = laws * pair.target.vocab_size * 4 * 10 + plans + caches
+    free, rows = free_bytes(device), []
+    for cell in cells:
+        tree = Tree(max(cell.num_drafts, 1), cell.draft_length)
+        held = estimate([pair.target, pair.draft], tree, 1, PROMPT_LENGTH + NEW_TOKENS)
+        if free is not None and sum(held.values()) > free:
+            sizes = ", ".join(f"{name}: {size / 2**20:,.0f} MiB" for name, size in held.items())
+            raise ValueError(
+                f"--cell: {cell.argument} takes {sizes}; free: {free / 2**20:,.0f} MiB. Lower K or L"
+            )
+        laws = 4 * pair.target.vocab_size * (cell.num_drafts * (cell.draft_length + 1) + 1)
+        plans = cell.num_drafts * 8 * 257**2 * 8 if device.type == "cuda" else 0
+        rows.append(next(iter(held.values())) + 10 * laws + plans)
     if device.type == "cuda":
         room, most = torch.cuda.get_device_properties(device).total_memory // 2, 125
     else:
         room, most = 2**30, 16
-    return max(1, min(most, count, room // row))
+    return max(1, min(most, count, room // max(rows)))
 
 
 # --- phases ---
@@ -295,8 +312,9 @@ def block_efficiency(config: Record, pair: ModelPair, run: Run, seconds: float |
     done = run.done("records")
     weights = [8 + cell.num_drafts * cell.draft_length for cell in cells]
     total = len(starts) * len(config["seeds"]) * sum(weights)
-    with progress(total, "block efficiency") as bar:
-        for start, seed in in_time(itertools.product(starts, config["seeds"]), seconds):
+    rounds = [*itertools.product(starts, config["seeds"])]
+    with progress(total, "block efficiency", seconds) as bar:
+        for start, seed in in_time(rounds, seconds, bar=bar):
             rows = range(start, min(start + size, len(held)))
             for cell, weight in zip(cells, weights, strict=True):
                 bar.set_postfix_str(cell.name, refresh=False)
@@ -427,9 +445,8 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
     by_cell = {Cell(*key): lines for key, lines in grouped(records, FIELDS).items()}
     timings = _timings(timed)
     cells = [Cell.parse(text) for text in config["timing"]["cells"] if text.startswith("auto")]
-    cells += [
-        cell for cell in map(Cell.parse, config["cells"]) if cell in by_cell or cell in timings
-    ]
+    chosen = map(Cell.parse, config["cells"])
+    cells += [c for c in chosen if c.num_drafts and (c in by_cell or c in timings)]
     influences: dict[Cell, dict[int, float]] = {}
     turns = _turns(timed)
     rows = []
@@ -449,7 +466,7 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
             }
         row["command"] = (
             f"python -m spectr_lite reproduce table1 --pair {config['pair']} --cell {cell.argument} "
-            "--prompts 16 --run-id one-row"
+            "--prompts 16"
         )
         rows.append(row | timings.get(cell, {"timing": None, "steps": None}))
     by_name = {Cell(*place(row, FIELDS)): row for row in rows}

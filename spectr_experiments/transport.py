@@ -14,6 +14,7 @@ import argparse
 import multiprocessing
 import os
 import resource
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -32,10 +33,7 @@ from spectr_lite.verifiers import kseq, optimal
 
 FOLDER = "benchmark-transport"
 CPU_ONLY = True
-COMMON = {
-    "kind": str | None,
-    "load": float,
-}  # the load of the machine; older records name their kind
+COMMON = {"kind": str | None, "load": float}  # older records name their kind; the machine's load
 SCHEMA = {
     "accuracy": {"job": str, "vocabulary": int, "value": float, "difference": float,
                  "tokens_sorted": int | None, **COMMON},
@@ -250,7 +248,9 @@ def in_a_process(
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sending, task, arguments))
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is the parent's
     process.start()
+    signal.signal(signal.SIGINT, handler)
     sending.close()
     try:
         return receiving.recv() if receiving.poll(limit) else None
@@ -286,9 +286,7 @@ def measure(config: Record, run: Run, seconds: float | None) -> None:
     def peak(vocabulary: int) -> list[Record]:
         found = in_a_process(memory_of_optimum, (vocabulary, k))
         if found is None:
-            raise RuntimeError(
-                f"memory: the process for {vocabulary} tokens ended without an answer"
-            )
+            raise MemoryError(f"the process for {vocabulary} tokens ended without an answer")
         return [loaded({"vocabulary": vocabulary, **found})]
 
     run.fill("memory", config["memory"], lambda v: [{"vocabulary": v}], peak, None)

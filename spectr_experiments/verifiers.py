@@ -20,6 +20,7 @@ import torch
 from spectr_experiments import clocks
 from spectr_experiments.records import Phase, Plan, Record, Run, grouped
 from spectr_lite import distributions, verifiers
+from spectr_lite.commands.arguments import whole
 from spectr_lite.distributions import IID, sample
 
 FOLDER = "benchmark-verifiers"
@@ -31,19 +32,18 @@ KEYS = {"records": ("job", "verifier", "vocabulary", "round")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=15, help="default: %(default)s")
-    parser.add_argument("--vocabularies", type=int, nargs="+", default=[50_000, 128_000])
+    parser.add_argument("--rounds", type=whole(2), default=15, help="default: %(default)s")
+    sizes = whole(2, 1_000_000)
+    parser.add_argument("--vocabularies", type=sizes, nargs="+", default=[50_000, 128_000])
 
 
 def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Plan]:
-    config = make_config(device, args.rounds, args.vocabularies)
+    config = make_config(device, args.rounds, [*dict.fromkeys(args.vocabularies)])
     timing = partial(measure, config)
     yield Plan(args.run_id or device.type, config, [Phase("timing", ["records"], timing)])
 
 
 def make_config(device: torch.device, rounds: int, vocabularies: list[int]) -> Record:
-    if rounds < 2:
-        raise ValueError(f"--rounds: found {rounds}. Give at least 2, for quartiles")
     return {
         "device": device.type,
         "vocabularies": vocabularies,

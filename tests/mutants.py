@@ -753,6 +753,17 @@ MUTANTS = [
         "if observed[probs == 0].any():", "if False:",
         "tests/test_stats.py",
     ),
+    # --- sizes ---
+    Mutant(
+        "memory-without-the-mask", "spectr_lite/decoding/state.py",
+        "5 * batch * tree.size * slots", "0",
+        "tests/test_memory.py",
+    ),
+    Mutant(
+        "memory-of-a-cpu-is-endless", "spectr_lite/decoding/state.py",
+        '1024 * (sizes["MemAvailable"]', '2**40 * (sizes["MemAvailable"]',
+        "tests/test_memory.py",
+    ),
     # --- check ---
     Mutant(
         "check-coarse-tolerance", "spectr_lite/check/verdict.py",
@@ -973,19 +984,20 @@ EXPERIMENTS = [
     ),
     Mutant(
         "rounds-order-fixed", "spectr_experiments/records.py",
-        "shift = (number or 0) % len(cells)", "shift = 0",
+        "shift = number % len(cells)", "shift = 0",
         "tests/test_records.py -k rounds",
     ),
     Mutant(
         "rounds-warm-up-recorded", "spectr_experiments/records.py",
-        "                        turn(0)\n",
-        '                        self.append(kind, 0, [{**cell, "round": 0, **turn(0)}])\n'
-        '                        done.add(place({**cell, "round": 0}, self.keys[kind]))\n',
+        "        for _, turn in cells * (warm_up if left else 0):\n            turn(0)\n",
+        "        for cell, turn in cells * (warm_up if left else 0):\n"
+        '            self.append(kind, 0, [{**cell, "round": 0, **turn(0)}])\n'
+        '            done.add(place({**cell, "round": 0}, self.keys[kind]))\n',
         "tests/test_records.py -k rounds",
     ),
     Mutant(
         "rounds-recorded-again", "spectr_experiments/records.py",
-        "elif missing(cell, number):", "else:",
+        "if missing(cell, number):", "if True:",
         "tests/test_records.py -k rounds",
     ),
     Mutant(
@@ -1017,13 +1029,80 @@ EXPERIMENTS = [
     ),
     Mutant(
         "dirty-for-any-file", "spectr_experiments/records.py",
-        'git("status", "--porcelain", "--", *sources)', 'git("status", "--porcelain")',
+        '"--porcelain", "--", *sources)', '"--porcelain")',
         "tests/test_records.py -k dirty",
     ),
     Mutant(
         "time-is-never-up", "spectr_experiments/records.py",
         "turn - began + longest > seconds", "False",
         "tests/test_records.py -k in_time",
+    ),
+    Mutant(
+        "time-warm-up-is-free", "spectr_experiments/records.py",
+        "seconds -= time.monotonic() - began", "pass",
+        "tests/test_records.py -k warm_up",
+    ),
+    Mutant(
+        "time-may-leave-no-round", "spectr_experiments/records.py",
+        "max(least, 1), bar)", "least, bar)",
+        "tests/test_records.py -k warm_up",
+    ),
+    Mutant(
+        "time-said-from-the-last-round-on", "spectr_experiments/records.py",
+        "fit = min(len(items), ", "fit = (len(items), ",
+        "tests/test_records.py -k allows",
+    ),
+    Mutant(
+        "fill-records-again", "spectr_experiments/records.py",
+        "fresh = [r for r in make(unit) if place(r, key) not in done]", "fresh = make(unit)",
+        "tests/test_records.py -k fill",
+    ),
+    Mutant(
+        "damaged-file-not-named", "spectr_experiments/records.py",
+        "object_hook=fields", "object_hook=Fields",
+        "tests/test_experiments.py -k damaged",
+    ),
+    Mutant(
+        "draft-laws-softmax-before-temperature", "spectr_experiments/table1.py",
+        ".cpu().double() / temperature)", ".cpu().double().softmax(-1) / temperature)",
+        "tests/test_reproduce.py -k laws_of_a_place",
+    ),
+    Mutant(
+        "records-ended-row-counts-on", "spectr_experiments/table1.py",
+        "emitted + (turn.accepted + 1) * turn.active", "emitted + turn.accepted + 1",
+        "tests/test_reproduce.py -k ended_row",
+    ),
+    Mutant(
+        "cells-said-twice", "spectr_experiments/table1.py",
+        "cells = [*dict.fromkeys(map(Cell.parse, args.cell))]",
+        "cells = [*map(Cell.parse, args.cell)]",
+        "tests/test_experiments.py -k one_cell",
+    ),
+    Mutant(
+        "cells-of-any-size", "spectr_experiments/table1.py",
+        "sum(held.values()) > free:", "False:",
+        "tests/test_reproduce.py -k batches",
+    ),
+    # --- how commands end ---
+    Mutant(
+        "ending-bugs-in-one-line", "spectr_lite/commands/ending.py",
+        'error.__cause__ is not None or "memory" in str(error)', "True",
+        "tests/test_arguments.py -k bug",
+    ),
+    Mutant(
+        "ending-stopped-is-bad-input", "spectr_lite/commands/ending.py",
+        "return EXIT_STOPPED", "return EXIT_BAD_INPUT",
+        "tests/test_arguments.py -k ctrl_c",
+    ),
+    Mutant(
+        "argument-not-a-number", "spectr_lite/commands/arguments.py",
+        "number > 0 and math.isfinite(number)", "number >= 0 or math.isnan(number)",
+        "tests/test_arguments.py -k minutes",
+    ),
+    Mutant(
+        "argument-paths-are-names", "spectr_lite/commands/arguments.py",
+        "re.fullmatch(", "re.match(",
+        "tests/test_arguments.py -k training_refuses",
     ),
 ]  # fmt: skip
 

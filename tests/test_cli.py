@@ -118,6 +118,12 @@ def test_several_pairs(files, capsys):
 # --- what it reads ---
 
 
+def test_a_spreadsheets_byte_order_mark_is_no_number(files):
+    text = (files / "d.csv").read_text()
+    (files / "bom.csv").write_text(text, encoding="utf-8-sig")
+    np.testing.assert_array_equal(load("bom.csv", "--draft"), load("d.csv", "--draft"))
+
+
 @pytest.mark.parametrize("kind", [".npy", ".npz", ".csv", "-column.csv", ".json"])
 def test_formats(files, kind):
     draft, target = D.five_tokens()
@@ -168,6 +174,10 @@ BAD = {
     "a wrong sum": (("sum.json", "t.npy"), [], "draft: row 0 sums to 0.9"),
     "other vocabularies": (("three.json", "t.npy"), [], "vocabularies of 3 and 5 tokens"),
     "other batches": (("two.json", "three-rows.json"), [], r"shapes \(2, 2\) and \(3, 2\)"),
+    "importance with too many": (
+        ("d.npy", "t.npy"), ["-k", "100000", "--verifier", "importance"],
+        r"verifiers: 'importance' is not defined for k in \[100000\]",
+    ),
     "k = 0": (("d.npy", "t.npy"), ["-k", "0"], "argument -k: found '0'. Give a whole number"),
     "k = 1.5": (("d.npy", "t.npy"), ["-k", "1.5"], "argument -k: found '1.5'"),
     "k = two": (("d.npy", "t.npy"), ["-k", "two"], "argument -k: found 'two'"),
@@ -255,6 +265,18 @@ def test_as_a_program(files):
     assert run.returncode == 1, run.stderr
     assert run.stderr == ""
     assert "Bad, k=2: NOT lossless" in run.stdout
+
+
+@pytest.mark.parametrize(("sink", "said"), [("/dev/full", 1), ("| true", 0)])
+def test_output_that_nobody_can_take_ends_in_one_line_at_most(files, sink, said):
+    command = f"'{sys.executable}' -m spectr_lite check --draft d.npy --target t.npy -k 2 --json"
+    sink = sink if sink.startswith("|") else f"> {sink}"
+    run = subprocess.run(
+        ["bash", "-c", f"{command} --verifier kseq --samples 10 {sink}; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.stderr.count("\n") == said and "Traceback" not in run.stderr, run.stderr
+    assert said == 0 or run.returncode == 2
 
 
 def test_check_loads_neither_the_decoder_nor_the_solver(files):

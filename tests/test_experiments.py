@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from spectr_experiments import (
     drafts,
     models,
     next_token,
+    records,
     table1,
     transport,
 )
@@ -194,6 +196,68 @@ def test_a_killed_benchmark_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     cells = {place[:2] for place in places}
     assert places == {(*cell, number) for cell in cells for number in range(12)}
     assert len(found) == len(places)
+
+
+@pytest.mark.parametrize("experiment", ARGUMENTS)
+def test_ctrl_c_ends_with_the_command_that_goes_on(
+    experiment: str, reproduce: Callable[..., int], tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """In the middle of the first kind; and nobody else may record there meanwhile."""
+    append, again = records.Run.append, []
+
+    def stopped(run, kind, rank, made):
+        append(run, kind, rank, made)
+        assert reproduce(experiment, tmp_path, "--resume") == 2
+        again.append(capsys.readouterr().err)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records.Run, "append", stopped)
+        assert reproduce(experiment, tmp_path) == 130
+    assert "another process records in" in again[0]
+    *_, last = capsys.readouterr().err.splitlines()
+    said, _, line = last.partition(" Resume with: python -m spectr_lite ")
+    assert said == "stopped; what is recorded is kept."
+    assert shlex.split(line)[-1] == "--resume" and str(tmp_path) in line
+    assert command.run_at(folder_of(tmp_path)).sessions[-1]["end"] is not None
+    assert main(shlex.split(line)) == 0
+    assert main(["reproduce", "verify", str(folder_of(tmp_path))]) == 0
+
+
+def test_the_timing_of_one_run_is_recorded_by_one_process(
+    reproduce: Callable[..., int], tmp_path: Path, capsys
+) -> None:
+    assert reproduce("table1", tmp_path, "--phase", "block-efficiency") == 0
+    with command.run_at(folder_of(tmp_path)).lock():
+        assert reproduce("table1", tmp_path, "--phase", "timing") == 2
+    assert "--run-id: another process records in" in capsys.readouterr().err
+
+
+def test_one_cell_after_another_each_in_a_run_of_its_own(
+    reproduce: Callable[..., int], tmp_path: Path, capsys
+) -> None:
+    cells = ["kseq:2:3", "kseq:1:3", "autoregressive:0:0"]
+    for cell in cells:
+        few = ["--cell", cell, "--cell", f"{cell}:1", "--prompts", "2", "--results", str(tmp_path)]
+        assert main(["reproduce", "table1", "--device", "cpu", *few]) == 0
+        shown = capsys.readouterr().out
+        rule, drafts, length = cell.split(":")
+        assert shown.count(f" {rule} K={drafts} L={length} T=1.0") == 1
+    assert len(list(tmp_path.glob("table1/*"))) == len(cells)
+
+
+@pytest.mark.parametrize("name", ["config.json", "env.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"sessions": []}', '{"sessions": 3}'])
+def test_a_damaged_file_of_a_run_is_named(
+    name: str, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for recorded in ("benchmark-transport/cpu-4", "table1/bundled-cpu-3"):
+        folder = tmp_path / recorded
+        shutil.copytree(ROOT / "results" / recorded, folder)
+        (folder / name).write_text(content)
+        assert main(["reproduce", "verify", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert f"{folder / name}" in error and error.count("\n") == 1
 
 
 def test_a_command_that_is_refused_does_not_block_the_next(

@@ -98,7 +98,7 @@ def test_fetch(fetcher: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_broken_download_goes_on(
     fetcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="goes on from there"):
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError, match="goes on from there"):
         patch.setattr(Server, "limit", 3_000_000)
         fetcher.fetch(tmp_path)
     assert not (tmp_path / fetcher.FILE).exists()

@@ -71,6 +71,21 @@ def commands(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, list[s
     return {name: (tmp_path / "logs" / f"{name}.log").read_text().splitlines() for name in names}
 
 
+def test_a_bare_machine_leaves_out_what_it_lacks_and_goes_on(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/bash\n[[ "$*" != *pytest* && "$*" != *load_target* ]]\n')
+    python.chmod(0o755)
+    done = bash(SESSION, logs=tmp_path, python=str(python))
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    lacking = {name: what for name, what in lines.items() if what.startswith("left out")}
+    large = dict.fromkeys(
+        ("decoding-smollm2", "table1-smollm2", "distil"), "left out  without SmolLM2"
+    )
+    assert lacking == {"checks": "left out  without pytest"} | large
+    assert {"decoding-bundled", "table1-bundled", "appendix-e", "verifiers"} < lines.keys()
+
+
 @cache
 def options_of(verb: str, what: str) -> set[str]:
     """The options of `spectr_lite reproduce WHAT`."""

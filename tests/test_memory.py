@@ -87,6 +87,18 @@ def test_what_cannot_fit_is_refused_before_any_work(pair, monkeypatch):
     monkeypatch.setattr(state, "free_bytes", lambda device: 10**9)
     decoder = Decoder(*pair)
     next(decoder.decode(PROMPTS))
-    left = 4 * 2 * 11 * (65 + 64)  # room for the distributions, and the caches are there already
+    sizes = state.estimate(pair, decoder.tree, len(PROMPTS), 3 + 64)
+    left = sum(sizes.values()) - decoder.state.cache_bytes  # the caches are there already
     monkeypatch.setattr(state, "free_bytes", lambda device: left)
     next(decoder.decode(PROMPTS))
+    monkeypatch.setattr(state, "free_bytes", lambda device: left - 1)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="a mask of 2 x 65 x 131: 0 MiB"):
+        next(decoder.decode(PROMPTS))
+
+
+def test_sizes_beyond_the_memory_of_a_cpu_are_refused_before_any_is_taken(pair):
+    models = Full(pair[0], 0, AssertionError("the model was called")), pair[1]
+    assert 0 < state.free_bytes(torch.device("cpu")) < 2**50
+    for num_drafts, draft_length in ((10**6, 8), (30_000, 50)):  # by the logits; by the mask
+        with pytest.raises(torch.cuda.OutOfMemoryError, match="lower num_drafts"):
+            next(decode(*models, PROMPTS, num_drafts=num_drafts, draft_length=draft_length))

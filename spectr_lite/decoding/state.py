@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -139,6 +140,24 @@ class State:
         return _bytes(self.caches)
 
 
+def estimate(
+    models: Sequence[LanguageModel], tree: Tree, batch: int, capacity: int
+) -> dict[str, int]:
+    """Bytes of what a turn holds at once, by name. Rules for paths take several times their share."""
+    slots, vocabulary = capacity + tree.size - 1, models[0].vocab_size
+    places, drafted = 4 * batch * tree.size * vocabulary, 4 * batch * (tree.size - 1) * vocabulary
+    return {
+        f"caches of {batch} x {slots} slots": sum(
+            batch * slots * _bytes(model.new_cache(1, 1)) for model in models
+        ),
+        f"logits of {batch} x {tree.size} x {vocabulary}": places,
+        "the drafts' distributions": drafted,
+        "drawing and selecting": places,
+        # Attention reads it once more, in float32.
+        f"a mask of {batch} x {tree.size} x {slots}": 5 * batch * tree.size * slots,
+    }
+
+
 @contextlib.contextmanager
 def explained(
     models: Sequence[LanguageModel], tree: Tree, batch: int, capacity: int, held: int = 0
@@ -147,14 +166,7 @@ def explained(
 
     `held`: bytes of the caches that exist already, which will be used again or freed.
     """
-    slots, vocabulary = capacity + tree.size - 1, models[0].vocab_size
-    sizes = {
-        f"caches of {batch} x {slots} slots": sum(
-            batch * slots * _bytes(model.new_cache(1, 1)) for model in models
-        ),
-        f"logits of {batch} x {tree.size} x {vocabulary}": 4 * batch * tree.size * vocabulary,
-        "the drafts' distributions": 4 * batch * (tree.size - 1) * vocabulary,
-    }
+    sizes = estimate(models, tree, batch, capacity)
     message = (
         f"out of memory on {models[0].device}: "
         + ", ".join(f"{name}: {size / 2**20:,.0f} MiB" for name, size in sizes.items())
@@ -165,18 +177,24 @@ def explained(
         raise torch.cuda.OutOfMemoryError(f"{message} Free: {free / 2**20:,.0f} MiB.")
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate" in str(error):
+    except (RuntimeError, MemoryError) as error:
+        known = torch.cuda.OutOfMemoryError, MemoryError
+        if isinstance(error, known) or "can't allocate" in str(error):
             raise torch.cuda.OutOfMemoryError(message) from error
         raise
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on a GPU; None on a CPU, whose memory others share."""
-    if torch.device(device).type != "cuda":
+    """Bytes that can still be allocated; None on a CPU whose system does not tell."""
+    if torch.device(device).type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
         return None
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
+    sizes = {name: int(size.split()[0]) for name, size in (line.split(":") for line in lines)}
+    return 1024 * (sizes["MemAvailable"] + sizes["SwapFree"])
 
 
 def _bytes(held: Any) -> int:

@@ -55,10 +55,11 @@ def load_pair(
     if name in smollm2.DRAFTS:
         return ModelPair(name, *smollm2.load(name, device, dtype))
     folder = PAIRS.get(name, Path(name))
-    if name not in PAIRS and not folder.is_dir():
+    if name not in PAIRS and not (name and folder.is_dir()):
         raise ValueError(
-            f"name={name!r} is neither a known pair nor a directory; "
-            f"known pairs: {', '.join(pair_names())}"
+            f"name={name!r} is neither a known pair nor a directory; known pairs: "
+            f"{', '.join(pair_names())}. Two models of the Hugging Face hub make a pair with "
+            "spectr_lite.huggingface.load_pair(target, draft)"
         )
     config = read_config(folder, ("target", "draft", "tokenizer"))
     tokenizer = read_tokenizer(folder, config["tokenizer"])
