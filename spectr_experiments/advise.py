@@ -263,7 +263,7 @@ def fill(config: Record, run: Run, texts: Sequence[int], measure: Any, seconds: 
     def records_of(text: int) -> list[Record]:
         return [{"text": text, **cell} for cell in settings]
 
-    run.fill("tokens", texts, records_of, make, seconds)
+    run.fill("tokens", texts, records_of, make, seconds, least=2)
 
 
 def time_turns(

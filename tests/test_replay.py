@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from spectr_experiments import replay
 from spectr_lite import verifiers
 from spectr_lite.decoding import enumeration
 from spectr_lite.distributions import IID
+from spectr_lite.models import load_pair, prompts
 from spectr_lite.models.markov import MarkovModel, worked_pair
+from spectr_lite.stats import ratio_interval
 from spectr_lite.verifiers import TreeVerifier
 from spectr_lite.verifiers.kseq import KSeq
 
@@ -107,3 +111,24 @@ def test_visited_nodes_compare_rules_with_the_optimum_for_the_drafts_alive():
                 pair = tree.draft_probs[0, 0], tree.target_probs[0, 0]
                 assert node["kseq"] == pytest.approx(float(KSeq().acceptance(*pair, 2)))
     assert depths == {1, 2}
+
+
+def test_twelve_texts_agree_with_what_three_thousand_recorded():
+    summary = json.loads(files("spectr_lite").joinpath("results/table1.json").read_text("utf-8"))
+    (run,) = (r for r in summary["runs"] if r["run"] == "bundled-cpu-3")
+    pair = load_pair("bundled")
+    texts = prompts.load("sotu", pair.tokenizer, length=run["config"]["prompt_length"]).tokens[:12]
+    decoder = replay.Watched(pair.target, pair.draft, num_drafts=8, draft_length=8)
+    found = []
+    for seed, text in enumerate(texts):
+        turns = list(replay.turns_of_text(decoder, text, run["new_tokens"], seed))[::2]
+        trees = [replay.expected_tokens(KSeq(), tree, (1, 8), (4, 8)) for _, tree in turns]
+        found.append((torch.stack(trees).sum(0).numpy(), len(trees)))
+    tokens, turns = (np.array(part) for part in zip(*found, strict=True))
+    cells = [cell for cell in run["cells"] if cell["verifier"] == "kseq"]
+    assert len(cells) == 4
+    for cell in cells:
+        place = (1, 8).index(cell["num_drafts"]), (4, 8).index(cell["draft_length"])
+        here, _ = ratio_interval(tokens[:, place[0], place[1]], turns)
+        widths = [(high - low) / 2 for low, high in (cell["interval"], (here.low, here.high))]
+        assert abs(here.mean - cell["block_efficiency"]) < 1.3 * np.hypot(*widths)
