@@ -43,6 +43,7 @@ EXPERIMENTS = {  # name: module, what it measures
     "verifiers": ("verifiers", "cost of one call of each rule"),
     "drafts": ("drafts", "SmolLM2's drafts: acceptance and cost"),
     "models": ("models", "every pair on the same text"),
+    "advise": ("advise", "which rule and shape pay for a pair, on this device"),
     "next-token-laws": ("next_token", "a sample of SmolLM2's next-token distributions"),
 }
 

@@ -242,25 +242,10 @@ def forwards(pair: Any, config: Record) -> dict[str, tuple[Any, int]]:
     }
 
 
-@torch.no_grad()
 def replay(name: str, model: Any, count: int, slots: int) -> list[Record]:
     """On a GPU: one of those calls captured in a graph of its own, and replayed."""
-    where = {"dtype": torch.int64, "device": model.device}
-    tokens, slot = torch.zeros(1, count, **where), torch.arange(count, **where)[None]
-    mask = torch.ones(1, count, slots, dtype=torch.bool, device=model.device)
-    arguments = tokens, slot, model.new_cache(1, slots), slot, mask
-    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())  # which fills the arguments
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            model(*arguments)
-    torch.cuda.current_stream().wait_stream(side)
-    with torch.cuda.graph(graph):
-        model(*arguments)
-    return [
-        {"call": name, "repeat": n, "seconds": clocks.seconds_of(graph.replay, model.device)}
-        for n in range(REPLAYS)
-    ]
+    clock = clocks.call(model, count, slots)
+    return [{"call": name, "repeat": n, "seconds": clock()} for n in range(REPLAYS)]
 
 
 def memory(pair: Any, texts: list[list[int]], config: Record, k: int) -> Record:

@@ -416,13 +416,15 @@ class Run:
         records_of: Callable[[Item], Sequence[Record]],
         make: Callable[[Item], Sequence[Record]],
         seconds: float | None,
+        least: int = 0,
     ) -> None:
         """Appends make(unit) for every unit that lacks one of the records named by records_of(unit),
-        each at least with the fields of the kind's key."""
+        each at least with the fields of the kind's key. The first `least` units are made however few
+        `seconds` there are."""
         done, key = self.done(kind), self.keys[kind]
         left = [u for u in units if any(place(r, key) not in done for r in records_of(u))]
         with progress(len(left), kind, seconds) as bar:
-            for unit in in_time(left, seconds, bar=bar):
+            for unit in in_time(left, seconds, least - len(units) + len(left), bar):
                 fresh = [r for r in make(unit) if place(r, key) not in done]
                 self.append(kind, 0, fresh)
                 bar.update()

@@ -240,18 +240,24 @@ class Decoder:
 
     def _turn(self, state: State, span: int) -> Tensor:
         """One turn of every row, on the device. (B, K L + L + 6): drafts, block and five counts."""
-        places, sampling, random = state.places(span), self.sampling, self.random
-        if self.num_drafts:
-            drafted, draft_probs = draft_paths(self.models[1], state, places, sampling, random)
-        else:
-            drafted, draft_probs = state.tokens[:, None, :0], []
-        logits = score_paths(self.models[0], state, places, drafted)
+        drafted, draft_probs, logits = self._scored(state, span)
         whole_paths = self.num_drafts and isinstance(self.rule, TreeVerifier)
         select: Any = verify_paths if whole_paths else walk_down
-        block, accepted, path = select(self.rule, drafted, draft_probs, logits, sampling, random)
+        block, accepted, path = select(
+            self.rule, drafted, draft_probs, logits, self.sampling, self.random
+        )
         kept = commit(state, block, accepted, path)
         counts = torch.stack([accepted, path, kept, state.done.long(), state.length], 1)
         return torch.cat([drafted.flatten(1), block, counts], 1)
+
+    def _scored(self, state: State, span: int) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Steps 1 and 2: the paths, their probabilities at each depth, the target's logits."""
+        places, drafted, draft_probs = state.places(span), state.tokens[:, None, :0], []
+        if self.num_drafts:
+            drafted, draft_probs = draft_paths(
+                self.models[1], state, places, self.sampling, self.random
+            )
+        return drafted, draft_probs, score_paths(self.models[0], state, places, drafted)
 
     def _buffers(self, batch: int, capacity: int) -> State:
         """For `batch` texts of up to `capacity` tokens; new ones where the old do not fit."""
