@@ -100,6 +100,19 @@ def test_a_draft_whose_every_token_a_processor_takes_away():
         assert chi_square(counts[3:], np.array([2 / 3, 1 / 3])).p_value > FALSE_ALARM
 
 
+@pytest.mark.parametrize("temperature", [0, 1e-45, 1, 1e38])
+def test_one_token_is_all_there_is(temperature):
+    class One(Placed):
+        def __call__(self, tokens, *rest):
+            return torch.full((*tokens.shape, 1), -6e4, dtype=torch.float16)
+
+    model = One(SimpleNamespace(vocab_size=1, device=torch.device("cpu")), {})
+    for rule, num_drafts in RULES.items():
+        settings = {"verifier": rule, "num_drafts": num_drafts, "temperature": temperature}
+        run = generate(model, model, [[0], [0, 0]], max_new_tokens=7, draft_length=2, **settings)
+        assert run.tokens == [[0] * 7] * 2
+
+
 @pytest.mark.parametrize("kind", BROKEN)
 def test_greedy_text_whatever_the_draft_gives(kind):
     target, draft = worked_pair()

@@ -146,6 +146,29 @@ def test_the_steps_of_a_gpu_are_enough(monkeypatch):
             assert best - 1e-6 < found < best + 1e-12
 
 
+def shortfall(p, q, k):
+    """How far p_acc is below its best, (...)."""
+    found, best = (
+        acceptance_of_any(acceptance_of_one(p, q, rho), k)
+        for rho in (optimal_rho(p, q, k), bisected_rho(p, q, k))
+    )
+    return float((best - found).max())
+
+
+def test_the_steps_of_a_gpu_on_pairs_that_are_hard_for_newton(monkeypatch):
+    monkeypatch.setattr(paths, "SYNC_IS_FREE", set())
+    p, q = (torch.tensor(side, dtype=torch.float64) for side in (
+        [0.509529, 0.070821, 0.136922, 0.046087, 0.044549, 0.192092],
+        [0.514442, 0.070185, 0.136993, 0.046328, 0.044085, 0.187967],
+    ))  # fmt: skip
+    for k in (2, 8, 64):  # the step after the root leads far away from it, and back
+        assert shortfall(p, q, k) < 1e-12
+    generator = np.random.default_rng(0)
+    p, q = torch.from_numpy(generator.dirichlet(np.full(6, 0.3), size=(2, 5000)))
+    for k in (8, 64):
+        assert shortfall(p, q, k) < 1e-3
+
+
 def test_each_row_has_its_own_number_of_drafts():
     p, q = (torch.tensor(side) for side in D.five_tokens())
     counts = torch.tensor([[1, 2], [5, 8]])

@@ -25,13 +25,13 @@ class Sampling:
         softmax
 
     At temperature 0 the likeliest token has probability one, of equal ones the lowest id. As the
-    temperature falls to 0, equally likely tokens keep equal shares. The smallest that counts is that
-    of the smallest normal number, 1.2e-38 in float32. The text follows the target's distribution
-    after this truncation; only its speed depends on the draft's.
+    temperature falls to 0, equally likely tokens keep equal shares; in float32 a temperature counts
+    as the nearest one from 1.2e-38 to 8.5e37. The text follows the target's distribution after this
+    truncation; only its speed depends on the draft's.
 
     Precision: probabilities are float32, or float64 from float64 logits. In float32 a row sums to 1
     within 3e-7, for 256,000 tokens too, and a probability p is right to a share of about
-    1e-7 (1 + log 1/p). The distribution drawn from when every draft is refused, which happens with
+    2e-7 (2 + log 1/p). The distribution drawn from when every draft is refused, which happens with
     probability m, has an error of up to 3e-7 / m; the token that a rule selects has one of 3e-7. But
     low-precision logits change a little with the number of tokens that a call reads, which no rule
     can mend: in bfloat16 the target's probabilities are only known to about 1e-2.

@@ -4,7 +4,8 @@
     accept X_i with probability min(1, target(X_i) / (rho draft(X_i))), for i = 1..k;
     if none is accepted,  Y ~ [target - min(draft, target / rho) p_acc / beta] / (1 - p_acc)
 
-Lossless for every rho >= rho*, the root of p_acc(rho) = rho beta(rho). Acceptance is largest at rho*:
+Lossless for every rho >= rho*, the root of p_acc(rho) = rho beta(rho). p_acc is largest at rho*, where
+the last draw never hits a draft (for a larger rho it may, now and then more than p_acc has lost):
     P(Y in S) = 1 - (1 - beta(rho*))^k  >=  [1 - (1 - 1/k)^k] sum_x min(target, k draft)
 Source: Algorithm 2 and Theorem 1 of SpecTr (arXiv 2310.15141). Explained in chapter 4.
 """
@@ -19,8 +20,9 @@ from spectr_lite.verifiers import paths
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.coupling import first_accepted
 
-# A GPU takes a fixed number of steps, as a test for convergence would make the CPU wait for it; after
-# ten, p_acc is within 1e-7. A CPU stops when p_acc - rho beta is zero to rounding.
+# A GPU takes a fixed number of steps, as a test for convergence would make the CPU wait for it. After
+# ten, p_acc fell short by up to 7e-4 on 300,000 random pairs of 6 tokens (any rho found is lossless),
+# and by 1e-15 on pairs of 1,000 tokens. A CPU stops when p_acc - rho beta is zero to rounding.
 NEWTON_STEPS = 10
 MOST_STEPS = 100
 ROUNDING = 1e-15
@@ -45,8 +47,8 @@ def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
         h(rho) = p_acc - S,      -h' = k (1 - beta)^(k-1) (beta - A) / rho + A
     inside a bracket; a step that leaves the bracket is replaced by its middle. S grows with rho,
     psi(S) = S / (1 - (1 - S)^(1/k)) falls from k to 1, and rho* = psi(S(rho*)). So rho* lies between
-    rho and psi(S(rho)) for any rho: both narrow the bracket, and the larger of the two, which is the
-    answer, is lossless after any number of steps.
+    rho and psi(S(rho)) for any rho: both narrow the bracket, and its upper end, which is the answer,
+    is lossless after any number of steps.
 
         >>> round(optimal_rho(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75]), 2).item(), 4)
         1.309
@@ -74,7 +76,7 @@ def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
         newton = rho + excess / (k * missed * (beta - above) / rho + above)
         inside = newton.clamp(low, high) == newton  # False for what is no number
         following = torch.where(inside, newton, (low + high) / 2)
-    return torch.maximum(rho, other).clamp(1.0, None).minimum(k)
+    return high.clamp(1.0, None).minimum(k)
 
 
 def bisected_rho(draft: Tensor, target: Tensor, k: int, halvings: int = 60) -> Tensor:
