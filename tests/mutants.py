@@ -668,9 +668,9 @@ MUTANTS = [
         "tests/test_decoding_no_distribution.py -k up_to_where",
     ),
     Mutant(
-        "text-that-is-stuck-goes-on", "spectr_lite/decoding/loop.py",
-        "(kept == 0) & (done == 0)", "(kept == 0) & (done > 0)",
-        "tests/test_decoding_no_distribution.py -k 'named or nobody'",
+        "ended-rows-are-stuck", "spectr_lite/decoding/loop.py",
+        "(kept == 0) & (done == 0)", "(kept == 0)",
+        "tests/test_decoding_no_distribution.py -k nobody",
     ),
     Mutant(
         "buffers-keep-nan", "spectr_lite/decoding/loop.py",
