@@ -154,8 +154,13 @@ MUTANTS = [
     ),
     Mutant(
         "coupling-residual-sign", f"{VERIFIERS}/coupling.py",
-        "left = (target - probs).clamp_min(0)", "left = (probs - target).clamp_min(0)",
+        "left = left_over(target, probs)", "left = left_over(probs, target)",
         f"{LOSSLESS} 'test_select_follows and coupling'",
+    ),
+    Mutant(
+        "residual-of-nothing", f"{VERIFIERS}/coupling.py",
+        "1e-30 * target)", "0 * target)",
+        "tests/test_league_rules.py -k refused_by_rounding",
     ),
     Mutant(
         "coupling-ratio-inverted", f"{VERIFIERS}/coupling.py",
@@ -185,7 +190,7 @@ MUTANTS = [
     ),
     Mutant(
         "kseq-residual-of-one-draft", f"{VERIFIERS}/kseq.py",
-        "(target - kept * share.unsqueeze(-1))", "(target - kept)",
+        "left_over(target, kept * share.unsqueeze(-1))", "left_over(target, kept)",
         f"{LOSSLESS} '({EXACT}) and kseq'",
     ),
     Mutant(

@@ -31,10 +31,11 @@ class Sampling:
 
     Precision: probabilities are float32, or float64 from float64 logits. In float32 a row sums to 1
     within 3e-7, for 256,000 tokens too, and a probability p is right to a share of about
-    2e-7 (2 + log 1/p). The distribution drawn from when every draft is refused, which happens with
-    probability m, has an error of up to 3e-7 / m; the token that a rule selects has one of 3e-7. But
-    low-precision logits change a little with the number of tokens that a call reads, which no rule
-    can mend: in bfloat16 the target's probabilities are only known to about 1e-2.
+    2e-7 (2 + log 1/p). In total variation the token that a rule selects is within 3e-7 of the target,
+    and the distribution that it draws from when it refuses every draft, which happens with
+    probability m, within 3e-7 / m of the exact residual. But low-precision logits change a little
+    with the number of tokens that a call reads, which no rule can mend: in bfloat16 the target's
+    probabilities are only known to about 1e-2.
     Raises ValueError for a setting out of its range, TypeError for a `top_k` that is no integer.
     """
 
