@@ -200,8 +200,7 @@ class Decoder:
         text every time on one device; a generator is asked for one seed. Raises ValueError or
         TypeError, before any work, for arguments that do not fit the models; OutOfMemoryError, with
         the sizes, when the texts do not fit the device; ValueError, with row and position, when a text
-        comes to a place where the target's logits are no distribution. Drafts that the text does not
-        follow, or follows only behind its end, may come to such places.
+        (and not only a draft) comes to a place where the target's logits are no distribution.
         """
         max_new_tokens = check_count(max_new_tokens, "max_new_tokens")
         _check_prompts(prompts, self.models, max_new_tokens)
@@ -352,9 +351,8 @@ def verify_paths(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Steps 3 and 4 by a rule for whole paths, which needs the probabilities at every node."""
     probs, missing = sampling.probs_or_uniform(logits)
-    # For each path, the numbers of its nodes from the root on: (K, L + 1).
     nodes = torch.arange(1, probs.shape[1], device=probs.device).view(drafted.shape[1:])
-    nodes = torch.nn.functional.pad(nodes, (1, 0))
+    nodes = torch.nn.functional.pad(nodes, (1, 0))  # (K, L + 1), each path's, from the root on
     block = rule._verify(torch.stack(draft_probs, 2), probs[:, nodes], drafted, generator)
     missing = missing.gather(1, nodes[block.path])
     return sound(block.tokens, missing), block.accepted, block.path
