@@ -164,7 +164,7 @@ def stage_turns(
 
     def commit_stage() -> Tensor:
         block, accepted, path = held["block"]
-        kept = loop.commit(state, block, accepted, path)
+        kept = loop.commit(state, block, path)
         held["report"] = torch.stack([accepted, kept], 1)
         return held["report"]
 

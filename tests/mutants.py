@@ -154,8 +154,13 @@ MUTANTS = [
     ),
     Mutant(
         "coupling-residual-sign", f"{VERIFIERS}/coupling.py",
-        "left = (target - probs).clamp_min(0)", "left = (probs - target).clamp_min(0)",
+        "left = left_over(target, probs)", "left = left_over(probs, target)",
         f"{LOSSLESS} 'test_select_follows and coupling'",
+    ),
+    Mutant(
+        "residual-of-nothing", f"{VERIFIERS}/coupling.py",
+        "1e-30 * target)", "0 * target)",
+        "tests/test_league_rules.py -k refused_by_rounding",
     ),
     Mutant(
         "coupling-ratio-inverted", f"{VERIFIERS}/coupling.py",
@@ -185,14 +190,23 @@ MUTANTS = [
     ),
     Mutant(
         "kseq-residual-of-one-draft", f"{VERIFIERS}/kseq.py",
-        "(target - kept * share.unsqueeze(-1))", "(target - kept)",
+        "left_over(target, kept * share.unsqueeze(-1))", "left_over(target, kept)",
         f"{LOSSLESS} '({EXACT}) and kseq'",
     ),
     Mutant(
         "kseq-rho-on-the-unsafe-side", f"{VERIFIERS}/kseq.py",
-        "return torch.maximum(rho, other).clamp(1.0, None)",
-        "return torch.minimum(rho, other).clamp(1.0, None)",
+        "return high.clamp(1.0, None)", "return low.clamp(1.0, None)",
         "tests/test_kseq.py -k 'root or any_number'",
+    ),
+    Mutant(
+        "kseq-last-rho-for-the-best", f"{VERIFIERS}/kseq.py",
+        "return high.clamp(1.0, None)", "return torch.maximum(rho, other).clamp(1.0, None)",
+        "tests/test_kseq.py -k hard_for_newton",
+    ),
+    Mutant(
+        "kseq-four-steps-on-a-gpu", f"{VERIFIERS}/kseq.py",
+        "NEWTON_STEPS = 10", "NEWTON_STEPS = 4",
+        "tests/test_kseq.py -k hard_for_newton",
     ),
     Mutant(
         "kseq-acceptance-of-one-fewer", f"{VERIFIERS}/kseq.py",
@@ -473,8 +487,8 @@ MUTANTS = [
     # --- decoding ---
     Mutant(
         "commit-one-too-many", "spectr_lite/decoding/loop.py",
-        "torch.minimum(accepted + 1,", "torch.minimum(accepted + 2,",
-        "tests/test_decoding.py -k 'iterations_account or shown_to_the_rule'",
+        "torch.minimum((block >= 0).sum(1),", "torch.minimum((block >= 0).sum(1) + 1,",
+        "tests/test_decoding.py -k 'turns_account or shown_to_the_rule'",
     ),
     Mutant(
         "move-shifted", "spectr_lite/decoding/loop.py",
@@ -519,12 +533,12 @@ MUTANTS = [
     ),
     Mutant(
         "draft-without-temperature", "spectr_lite/decoding/loop.py",
-        "probs.append(sampling.probs(logits))", "probs.append(logits.softmax(-1))",
+        "probs.append(sampling.probs_or_uniform(logits)[0])", "probs.append(logits.softmax(-1))",
         "tests/test_decoding.py -k shown_to_the_rule",
     ),
     Mutant(
         "draft-root-without-temperature", "spectr_lite/decoding/loop.py",
-        "sampling.probs(logits[:, -1:])", "logits[:, -1:].softmax(-1)",
+        "sampling.probs_or_uniform(logits[:, -1:])[0]", "logits[:, -1:].softmax(-1)",
         "tests/test_decoding.py -k shown_to_the_rule",
     ),
     Mutant(
@@ -534,7 +548,7 @@ MUTANTS = [
     ),
     Mutant(
         "paths-node-before", "spectr_lite/decoding/loop.py",
-        "probs[:, 1:].unflatten", "probs[:, :-1].unflatten",
+        "torch.arange(1, probs.shape[1],", "torch.arange(probs.shape[1] - 1,",
         "tests/test_decoding.py -k shown_to_a_rule_for_paths",
     ),
     Mutant(
@@ -560,7 +574,7 @@ MUTANTS = [
     Mutant(
         "bonus-after-any-accepted", "spectr_lite/decoding/loop.py",
         '"bonus" if accepted == self.drafted.shape[2]', '"bonus" if accepted > 0',
-        "tests/test_decoding.py -k iterations_account",
+        "tests/test_decoding.py -k turns_account",
     ),
     Mutant(
         "position-off-by-one", "spectr_lite/decoding/state.py",
@@ -589,6 +603,11 @@ MUTANTS = [
         "tests/test_graphs.py -k forgets",
     ),
     Mutant(
+        "buffers-without-room-for-drafts", "spectr_lite/decoding/state.py",
+        "capacity + self.tree.size - 1 <= self.slots", "capacity <= self.slots",
+        "tests/test_graphs.py -k another_shape",
+    ),
+    Mutant(
         "text-ended-before-it-began", "spectr_lite/decoding/state.py",
         "self.done.zero_()", "pass",
         "tests/test_graphs.py -k forgets",
@@ -610,8 +629,58 @@ MUTANTS = [
     ),
     Mutant(
         "temperature-inverted", "spectr_lite/decoding/sampling.py",
-        "logits = logits / self.temperature", "logits = logits * self.temperature",
+        "logits = logits / min(max(", "logits = logits * min(max(",
         "tests/test_sampling.py -k 'transformers or ties'",
+    ),
+    Mutant(
+        "temperature-overflows", "spectr_lite/decoding/sampling.py",
+        "if self.temperature < 1:", "if self.temperature < 0:",
+        "tests/test_sampling.py -k tiny",
+    ),
+    Mutant(
+        "float32-softmax-as-it-is", "spectr_lite/decoding/sampling.py",
+        "probs.div_(probs.sum(-1, keepdim=True))", "probs",
+        "tests/test_sampling.py -k precise",
+    ),
+    Mutant(
+        "greedy-over-nan", "spectr_lite/decoding/sampling.py",
+        "others = best - best", "others = torch.zeros_like(best)",
+        "tests/test_sampling.py -k told_apart",
+    ),
+    Mutant(
+        "nan-stays", "spectr_lite/decoding/sampling.py",
+        "probs.nan_to_num_(1 / probs.shape[-1])", "probs",
+        "tests/test_decoding_no_distribution.py -k 'whatever_the_draft or behind_the_end'",
+    ),
+    Mutant(
+        "nan-becomes-zero", "spectr_lite/decoding/sampling.py",
+        "probs.nan_to_num_(1 / probs.shape[-1])", "probs.nan_to_num_(0)",
+        "tests/test_decoding_no_distribution.py -k 'whatever_the_draft or finished_block'",
+    ),
+    Mutant(
+        "target-without-a-distribution-unseen", "spectr_lite/decoding/loop.py",
+        "return block.masked_fill(missing.cumsum(1) > 0, -1)", "return block",
+        "tests/test_decoding_no_distribution.py -k 'up_to_where or named'",
+    ),
+    Mutant(
+        "target-missing-only-at-its-own-place", "spectr_lite/decoding/loop.py",
+        "missing.cumsum(1) > 0", "missing",
+        "tests/test_decoding_no_distribution.py -k up_to_where",
+    ),
+    Mutant(
+        "target-missing-on-another-path", "spectr_lite/decoding/loop.py",
+        "missing.gather(1, nodes[block.path])", "missing.gather(1, nodes[0 * block.path])",
+        "tests/test_decoding_no_distribution.py -k up_to_where",
+    ),
+    Mutant(
+        "ended-rows-are-stuck", "spectr_lite/decoding/loop.py",
+        "(kept == 0) & (done == 0)", "(kept == 0)",
+        "tests/test_decoding_no_distribution.py -k nobody",
+    ),
+    Mutant(
+        "buffers-keep-nan", "spectr_lite/decoding/loop.py",
+        "self.state = None  # its caches may hold NaN", "pass  # its caches may hold NaN",
+        "tests/test_decoding_no_distribution.py -k writes_on",
     ),
     Mutant(
         "enumeration-copies-counted-once", "spectr_lite/decoding/enumeration.py",

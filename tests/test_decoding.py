@@ -422,6 +422,9 @@ def test_turns_account_for_every_token(tiny_pair):
             path = turn.drafted[row, turn.path[row], :accepted]
             assert turn.block[row, :accepted].tolist() == path.tolist()
             assert (turn.block[row, accepted + 1 :] == -1).all()
+            if turn.kept[row] == accepted + 1:
+                last = "bonus" if accepted == 2 else "corrected"
+                assert turn.kinds(row) == ["accepted"] * int(accepted) + [last]
     calls = [sum(int(turn.active[row]) for turn in run.turns) for row in range(3)]
     assert run.calls == calls
     assert run.block_efficiency == sum(run.emitted) / sum(calls)

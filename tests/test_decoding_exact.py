@@ -214,3 +214,22 @@ def test_what_cannot_be_enumerated_is_refused(rule, settings, message):
     target, draft = worked_pair()
     with pytest.raises(ValueError, match=message):
         expected_tokens(target.next_probs, draft.next_probs, rule, *settings)
+
+
+@pytest.mark.parametrize("row", [[np.nan, 1.0], [0.5, 0.4], [0.0, 0.0], [-0.5, 1.5]], ids=str)
+@pytest.mark.parametrize("rule", ["kseq", "optimal-block"])
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_model_must_give_distributions_at_every_depth(rule, depth, row):
+    """After the last drafted token too, where no rule looks."""
+
+    def sound(prefix):
+        return [0.3, 0.7]
+
+    def broken(prefix):
+        return row if len(prefix) == depth else [0.3, 0.7]
+
+    with pytest.raises(ValueError, match=r"row 0 sums to|entry "):
+        block_distribution(broken, sound, rule, 2, 2)
+    if depth < 2:
+        with pytest.raises(ValueError, match=r"row 0 sums to|entry "):
+            block_distribution(sound, broken, rule, 2, 2)

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spectr_lite.decoding import Decoder, generate, graphs, state
-from spectr_lite.models.markov import worked_pair
+from spectr_lite.models.markov import MarkovModel, worked_pair
 from spectr_lite.models.ngram import TrigramModel
 from spectr_lite.transport import nested
 from spectr_lite.verifiers import paths
@@ -162,6 +162,36 @@ def test_other_models_can_be_replayed(recorded):
     assert generate(target, draft, [[3]] * 5, num_drafts=2, generator=0).tokens == expected
 
 
+@pytest.mark.parametrize("rule", ["kseq", "block"])
+def test_logits_that_are_no_distribution_are_seen_in_a_replay(rule, pair, recorded):
+    class Broken:
+        """The chain, but NaN after these tokens."""
+
+        def __init__(self, chain, tokens):
+            self.chain, self.tokens = chain, torch.tensor(tokens)
+            self.config, self.vocab_size, self.device = chain.config, chain.vocab_size, chain.device
+            self.new_cache = chain.new_cache
+
+        def __call__(self, tokens, *rest):
+            broken = (tokens[..., None] == self.tokens).any(-1, keepdim=True)
+            return torch.where(broken, torch.nan, self.chain(tokens))
+
+    target, draft = worked_pair()
+    settings = {"num_drafts": 1, "draft_length": 2, "verifier": rule}
+    rare = MarkovModel([[0.5, 0.48, 0.02], [0.5, 0.48, 0.02], [0.5, 0.5, 0]], [0.5, 0.5, 0])
+    seen = []
+    for prepare in (Decoder, lambda *models, **settings: as_it_is(Decoder(*models, **settings))):
+        decoder = prepare(target, Broken(draft, [0, 1]), **settings)
+        text = decoder.generate([[0]] * 3, max_new_tokens=20, generator=1).tokens
+        decoder = prepare(Broken(rare, [2]), draft, **settings)
+        with pytest.raises(ValueError, match="target: its logits for position") as caught:
+            decoder.generate([[0]] * 2, max_new_tokens=90, generator=1)
+        assert decoder.state is None and not decoder.graphs.replays
+        seen.append((text, str(caught.value), len(recorded)))
+    assert seen[0][:2] == seen[1][:2]
+    assert seen[0][2] == seen[1][2] > 4  # the second way replays nothing
+
+
 def test_a_rule_that_synchronizes_is_run_as_it_is_with_one_warning(pair, recorded):
     decoder = Decoder(*pair, verifier="importance", num_drafts=2, draft_length=2)
     settings = {"max_new_tokens": 10, "generator": 3}
@@ -256,7 +286,8 @@ def test_a_text_forgets_the_stop_tokens_of_the_one_before(pair):
 
 def test_texts_of_another_shape_get_new_buffers(pair):
     decoder = Decoder(*pair, num_drafts=2, draft_length=2)
-    for prompts, new in (([[1]], 5), ([[1, 2]], 30), ([[1], [2]], 30), ([[3]], 4)):
+    # The second needs slots for two tokens more, and the first had some for its drafts.
+    for prompts, new in (([[1]], 5), ([[1]], 7), ([[1, 2]], 30), ([[1], [2]], 30), ([[3]], 4)):
         found = decoder.generate(prompts, max_new_tokens=new, generator=7).tokens
         alone = generate(
             *pair, prompts, num_drafts=2, draft_length=2, max_new_tokens=new, generator=7

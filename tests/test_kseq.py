@@ -146,6 +146,27 @@ def test_the_steps_of_a_gpu_are_enough(monkeypatch):
             assert best - 1e-6 < found < best + 1e-12
 
 
+def shortfall(p, q, k):
+    """How far p_acc is below its best, (...)."""
+    found, best = (
+        acceptance_of_any(acceptance_of_one(p, q, rho), k)
+        for rho in (optimal_rho(p, q, k), bisected_rho(p, q, k))
+    )
+    return float((best - found).max())
+
+
+def test_the_steps_of_a_gpu_on_pairs_that_are_hard_for_newton(monkeypatch):
+    monkeypatch.setattr(paths, "SYNC_IS_FREE", set())
+    generator = np.random.default_rng(0)
+    for concentration, share, most in ((0.3, 1, 1e-3), (1.0, 0.03, 1e-4)):
+        p, q = torch.from_numpy(generator.dirichlet(np.full(6, concentration), size=(2, 5000)))
+        q = (
+            1 - share
+        ) * p + share * q  # of nearly equal pairs the step after the root may lead away
+        for k in (8, 16, 64):
+            assert shortfall(p, q, k) < most
+
+
 def test_each_row_has_its_own_number_of_drafts():
     p, q = (torch.tensor(side) for side in D.five_tokens())
     counts = torch.tensor([[1, 2], [5, 8]])

@@ -15,6 +15,7 @@ from spectr_lite import transport, verifiers
 from spectr_lite.distributions import IID, TopM, WithoutReplacement, probability_of
 from spectr_lite.stats import chi_square
 from spectr_lite.transport import nested
+from spectr_lite.verifiers import coupling, kseq, recursive
 from spectr_lite.verifiers.importance import Importance
 from spectr_lite.verifiers.recursive import Recursive, residual
 from spectr_lite.verifiers.recursive_wor import RecursiveWithoutReplacement
@@ -156,6 +157,24 @@ def test_spechub_with_nothing_beside_the_hub_says_what_the_target_says():
     assert (drafted == torch.tensor([1, -1])).all()
     chosen = verifiers.get("spechub")._select(draft, target, drafted, generator)
     assert chi_square(np.bincount(chosen, minlength=3), target).p_value > 1e-6
+
+
+@pytest.mark.parametrize("name", ["coupling", "kseq", "naive", "optimal", "recursive"])
+def test_a_draft_refused_by_rounding_is_replaced_by_a_token_of_the_target(name, monkeypatch):
+    """In float32 the target may lie below the draft at one token, and nowhere above it."""
+    monkeypatch.setattr(
+        coupling, "uniform", lambda shape, _: torch.full(shape, 1 - 2**-53).double()
+    )
+    monkeypatch.setattr(kseq, "uniform", coupling.uniform)
+    monkeypatch.setattr(recursive, "uniform", coupling.uniform)
+    draft = torch.tensor([0.3, 0.7, 0.0, 0.0])
+    target = torch.nextafter(draft, torch.tensor([0.0, 1.0, 0.0, 0.0]) * draft)
+    assert target[0] < draft[0] and (target[1:] == draft[1:]).all()
+    rule = verifiers.get(name)
+    tokens = torch.zeros(3000, rule.only_k or 2, dtype=torch.int64)
+    many = draft.expand(3000, -1), target.expand(3000, -1)
+    found = rule._select(*many, tokens, torch.Generator().manual_seed(0))
+    assert chi_square(np.bincount(found, minlength=2), target[:2]).p_value > 1e-6
 
 
 # --- dead drafts, sampling, devices ---

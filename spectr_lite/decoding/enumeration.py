@@ -47,13 +47,15 @@ NextProbs = Callable[[tuple[int, ...]], ArrayLike]
 def joint_distribution(model: NextProbs, length: int, context: Sequence[int] = ()) -> np.ndarray:
     """The distribution of the next `length` tokens after `context`, shape (V,) * length.
 
+    Raises ValueError where the model gives no distribution, see `check_distribution`.
+
     >>> print(joint_distribution(lambda prefix: [0.75, 0.25], 2))
     [[0.5625 0.1875]
      [0.1875 0.0625]]
     """
     if check_count(length, "length", least=0) == 0:
         return np.ones(())
-    first = np.asarray(model(tuple(context)), np.float64)
+    first = check_distribution(np.asarray(model(tuple(context))), "model").numpy()
     rest = [joint_distribution(model, length - 1, (*context, token)) for token in range(first.size)]
     return np.stack([mass * probs for mass, probs in zip(first, rest, strict=True)])
 

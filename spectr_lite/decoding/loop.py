@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -43,7 +43,8 @@ class Turn:
     """What one turn of the loop did, row by row, on the CPU.
 
     drafted   (B, K, L)  the K paths
-    block     (B, L+1)   the emitted tokens: accepted[b] drafted ones, one more, then -1
+    block     (B, L+1)   the emitted tokens: accepted[b] drafted ones, one more, then -1; -1 too
+                         from where the target has no distribution
     accepted  (B,)       how many tokens of the block were drafted: 0..L
     path      (B,)       the number of a path that begins with the accepted tokens
     kept      (B,)       how many tokens of the block joined the text: accepted + 1, or fewer where a
@@ -149,6 +150,9 @@ class Decoder:
     `num_drafts`=0 is autoregressive and needs no `draft`. `temperature`, `top_k` and `top_p` shape
     the distributions of both models, see `Sampling`; at temperature 0 every rule decodes greedily.
     Raises ValueError or TypeError when an argument does not fit the models.
+
+    Where the draft's logits are no distribution (a NaN, +inf, or no token left), its tokens are drawn
+    uniformly: the text is still the target's. Where the target's are none, the text ends in an error.
     """
 
     def __init__(
@@ -195,7 +199,8 @@ class Decoder:
         A row ends with the first of `stop_tokens` or after `max_new_tokens`. A seed gives the same
         text every time on one device; a generator is asked for one seed. Raises ValueError or
         TypeError, before any work, for arguments that do not fit the models; OutOfMemoryError, with
-        the sizes, when the texts do not fit the device.
+        the sizes, when the texts do not fit the device; ValueError, with row and position, when a text
+        (and not only a draft) comes to a place where the target's logits are no distribution.
         """
         max_new_tokens = check_count(max_new_tokens, "max_new_tokens")
         _check_prompts(prompts, self.models, max_new_tokens)
@@ -229,6 +234,8 @@ class Decoder:
                 drafted, block, counts = report.to("cpu", copy=True).split(sizes, 1)
                 accepted, path, kept, done, length = counts.unbind(1)
                 longest = int(length.max())
+                if (stuck := (kept == 0) & (done == 0)).any():
+                    self._give_up(int(stuck.int().argmax()), length)
                 yield Turn(drafted.view(shape), block, accepted, path, kept)
                 if done.all():
                     return
@@ -246,7 +253,7 @@ class Decoder:
         block, accepted, path = select(
             self.rule, drafted, draft_probs, logits, self.sampling, self.random
         )
-        kept = commit(state, block, accepted, path)
+        kept = commit(state, block, path)
         counts = torch.stack([accepted, path, kept, state.done.long(), state.length], 1)
         return torch.cat([drafted.flatten(1), block, counts], 1)
 
@@ -258,6 +265,15 @@ class Decoder:
                 self.models[1], state, places, self.sampling, self.random
             )
         return drafted, draft_probs, score_paths(self.models[0], state, places, drafted)
+
+    def _give_up(self, row: int, length: Tensor) -> NoReturn:
+        self.state = None  # its caches may hold NaN, and a mask does not keep NaN out
+        self.graphs.forget()
+        raise ValueError(
+            f"target: its logits for position {int(length[row])} of the text of prompts[{row}] are no "
+            "distribution: a NaN, +inf, or -inf for every token. Run it in a wider dtype, such as "
+            "bfloat16 or float32, or see what processes its logits."
+        )
 
     def _buffers(self, batch: int, capacity: int) -> State:
         """For `batch` texts of up to `capacity` tokens; new ones where the old do not fit."""
@@ -286,13 +302,13 @@ def draft_paths(
     causal = torch.arange(places.mask.shape[-1], device=draft.device) <= last_two[:, :, None]
     logits = draft(state.tokens.gather(1, last_two), last_two, cache, last_two, causal)
     # All paths start at the root, so their first tokens are K draws from one distribution.
-    probs = [sampling.probs(logits[:, -1:]).expand(-1, tree.num_drafts, -1)]
+    probs = [sampling.probs_or_uniform(logits[:, -1:])[0].expand(-1, tree.num_drafts, -1)]
     tokens = [sample(probs[0][:, 0], generator, tree.num_drafts)]
     for depth in range(tree.draft_length - 1):
         here = tree.nodes(depth)
         positions, slots = places.positions[:, here], places.slots[:, here]
         logits = draft(tokens[-1], positions, cache, slots, places.mask[:, here])
-        probs.append(sampling.probs(logits))
+        probs.append(sampling.probs_or_uniform(logits)[0])
         tokens.append(sample(probs[-1], generator))
     return torch.stack(tokens, 2), probs
 
@@ -317,16 +333,18 @@ def walk_down(
     Logits become probabilities only at the nodes that the walk visits.
     """
     rows = torch.arange(len(drafted), device=drafted.device)
+    missing = torch.zeros(len(drafted), drafted.shape[2] + 1, dtype=torch.bool, device=rows.device)
 
     def draft_probs_at(path: Tensor, depth: int) -> Tensor:
         return draft_probs[depth][rows, path]
 
     def target_probs_at(path: Tensor, depth: int) -> Tensor:
         node = path * drafted.shape[2] + depth if depth else torch.zeros_like(path)
-        return sampling.probs(logits[rows, node])
+        probs, missing[:, depth] = sampling.probs_or_uniform(logits[rows, node])
+        return probs
 
     block = top_down(rule._select, drafted, draft_probs_at, target_probs_at, generator)
-    return block.tokens, block.accepted, block.path
+    return sound(block.tokens, missing), block.accepted, block.path
 
 
 def verify_paths(
@@ -338,19 +356,25 @@ def verify_paths(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Steps 3 and 4 by a rule for whole paths, which needs the probabilities at every node."""
-    probs = sampling.probs(logits)
-    root, behind = probs[:, None, :1], probs[:, 1:].unflatten(1, drafted.shape[1:])
-    target_probs = torch.cat([root.expand(-1, drafted.shape[1], -1, -1), behind], 2)
-    block = rule._verify(torch.stack(draft_probs, 2), target_probs, drafted, generator)
-    return block.tokens, block.accepted, block.path
+    probs, missing = sampling.probs_or_uniform(logits)
+    nodes = torch.arange(1, probs.shape[1], device=probs.device).view(drafted.shape[1:])
+    nodes = torch.nn.functional.pad(nodes, (1, 0))  # (K, L + 1), each path's, from the root on
+    block = rule._verify(torch.stack(draft_probs, 2), probs[:, nodes], drafted, generator)
+    missing = missing.gather(1, nodes[block.path])
+    return sound(block.tokens, missing), block.accepted, block.path
 
 
-def commit(state: State, block: Tensor, accepted: Tensor, path: Tensor) -> Tensor:
+def sound(block: Tensor, missing: Tensor) -> Tensor:
+    """The block (B, L+1) up to the first token whose distribution is `missing` (B, L+1), then -1."""
+    return block.masked_fill(missing.cumsum(1) > 0, -1)
+
+
+def commit(state: State, block: Tensor, path: Tensor) -> Tensor:
     """Append each block to its text, up to a stop token or the text's limit.
 
     In the caches the accepted path moves up behind the text. Returns how many tokens joined, (B,).
     """
-    kept = torch.minimum(accepted + 1, state.limit - state.length)
+    kept = torch.minimum((block >= 0).sum(1), state.limit - state.length)
     column = torch.arange(block.shape[1], device=block.device)
     stops = state.stops[block.clamp_min(0)] & (column < kept[:, None])
     kept = torch.where(stops.any(1), stops.to(torch.int8).argmax(1) + 1, kept)

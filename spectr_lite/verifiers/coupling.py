@@ -38,8 +38,14 @@ def couple(token: Tensor, probs: Tensor, target: Tensor, generator: Generator) -
     eta = uniform(token.shape, generator)
     accepted = eta * probability_of(probs, token) < probability_of(target, token)
     # The residual is repeated for each token, so that every row draws a Y of its own.
-    left = (target - probs).clamp_min(0).expand(*token.shape[:-1], -1)
+    left = left_over(target, probs).expand(*token.shape[:-1], -1)
     return torch.where(accepted[..., 0], token[..., 0], sample(left, generator))
+
+
+def left_over(target: Tensor, taken: Tensor) -> Tensor:
+    """(target - taken)+ (..., V), to draw from. Never less than 1e-30 of the target: rounding may refuse
+    a draft where nothing is left, and then too Y must be a token that the target says."""
+    return torch.maximum(target - taken, 1e-30 * target)
 
 
 def first_accepted(tokens: Tensor, accepted: Tensor, otherwise: Tensor) -> Tensor:

@@ -18,10 +18,11 @@ from torch import Generator, Tensor
 from spectr_lite.distributions import Drafting, probability_of, sample, uniform
 from spectr_lite.verifiers import paths
 from spectr_lite.verifiers.base import Verifier
-from spectr_lite.verifiers.coupling import first_accepted
+from spectr_lite.verifiers.coupling import first_accepted, left_over
 
-# A GPU takes a fixed number of steps, as a test for convergence would make the CPU wait for it; after
-# ten, p_acc is within 1e-7. A CPU stops when p_acc - rho beta is zero to rounding.
+# A GPU takes a fixed number of steps, as a test for convergence would make the CPU wait for it. After
+# ten, p_acc fell short by up to 7e-4 on 300,000 random pairs of 6 tokens (any rho found is lossless),
+# and by 1e-15 on pairs of 1,000 tokens. A CPU stops when p_acc - rho beta is zero to rounding.
 NEWTON_STEPS = 10
 MOST_STEPS = 100
 ROUNDING = 1e-15
@@ -46,8 +47,8 @@ def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
         h(rho) = p_acc - S,      -h' = k (1 - beta)^(k-1) (beta - A) / rho + A
     inside a bracket; a step that leaves the bracket is replaced by its middle. S grows with rho,
     psi(S) = S / (1 - (1 - S)^(1/k)) falls from k to 1, and rho* = psi(S(rho*)). So rho* lies between
-    rho and psi(S(rho)) for any rho: both narrow the bracket, and the larger of the two, which is the
-    answer, is lossless after any number of steps.
+    rho and psi(S(rho)) for any rho: both narrow the bracket, and its upper end, which is the answer,
+    is lossless after any number of steps.
 
         >>> round(optimal_rho(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75]), 2).item(), 4)
         1.309
@@ -75,7 +76,7 @@ def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
         newton = rho + excess / (k * missed * (beta - above) / rho + above)
         inside = newton.clamp(low, high) == newton  # False for what is no number
         following = torch.where(inside, newton, (low + high) / 2)
-    return torch.maximum(rho, other).clamp(1.0, None).minimum(k)
+    return high.clamp(1.0, None).minimum(k)
 
 
 def bisected_rho(draft: Tensor, target: Tensor, k: int, halvings: int = 60) -> Tensor:
@@ -98,7 +99,7 @@ def residual(draft: Tensor, target: Tensor, rho: Tensor, k: Tensor | int) -> Ten
     beta = acceptance_of_one(draft, target, rho)
     share = torch.where(beta > 0, acceptance_of_any(beta, k) / beta, 0.0)
     kept = torch.minimum(draft, target / rho.unsqueeze(-1)).to(torch.float64)
-    return (target - kept * share.unsqueeze(-1)).clamp_min(0)
+    return left_over(target, kept * share.unsqueeze(-1))
 
 
 def guarantee(draft: Tensor, target: Tensor, k: int) -> Tensor:
