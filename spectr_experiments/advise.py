@@ -25,6 +25,7 @@ from spectr_experiments import advice, clocks, dumps, replay
 from spectr_experiments.advice import CELL, KEYS, PLAIN, SCHEMA, cells
 from spectr_experiments.records import Phase, Plan, Record, Run
 from spectr_lite import verifiers
+from spectr_lite.commands.arguments import positive, whole
 from spectr_lite.decoding.sampling import Sampling
 from spectr_lite.distributions import check_count
 from spectr_lite.models import LanguageModel, ModelPair, load_pair, prompts
@@ -83,13 +84,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dump", type=Path, metavar="FILE", help="recorded logits in place of models: no costs")
     add("--prompts", type=Path, metavar="FILE", help="text, a prompt a line (default: speeches)")
     add("--temperature", type=float, default=1.0, help="default: %(default)s")
-    add("--top-k", type=int, metavar="N")
-    add("--top-p", type=float, metavar="P")
+    add("--top-k", type=whole(1), metavar="N")
+    add("--top-p", type=positive, metavar="P")
     add("--verifiers", nargs="+", metavar="RULE", help=f"default: {' '.join(RULES)}")
     for name, numbers in SHAPES.items():
         option, shown = f"--{name.replace('_', '-')}", " ".join(map(str, numbers))
-        add(option, nargs="+", type=int, metavar="N", help=f"default: {shown}")
-    add("--new-tokens", type=int, default=NEW_TOKENS, help="of each text (default: %(default)s)")
+        add(option, nargs="+", type=whole(1), metavar="N", help=f"default: {shown}")
+    add(
+        "--new-tokens",
+        type=whole(2),
+        default=NEW_TOKENS,
+        help="of each text (default: %(default)s)",
+    )
 
 
 def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Plan]:
@@ -335,4 +341,4 @@ def decode_best(
     run.rounds("decoded", jobs, len(texts), seconds, least=min(LEAST_ROUNDS, len(texts)))
 
 
-summarise, show, summary = advice.summarise, advice.show, advice.summary
+summarise, show, report, summary = advice.summarise, advice.show, advice.report, advice.summary

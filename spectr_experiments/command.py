@@ -3,8 +3,8 @@
 An experiment is a module with FOLDER (its folder in results/), SCHEMA and KEYS of its records, and
     plans(args, device, dtype)          the runs that the arguments ask for (records.Plan)
     summarise(run, config, sessions)    what a finished run says
-and, if it has them, add_arguments(parser), show(found) and summary(found of every run) -> the content
-of its file in spectr_lite/results/.
+and, if it has them, add_arguments(parser), show(found), report(found) -> an HTML page beside the
+records, and summary(found of every run) -> the content of its file in spectr_lite/results/.
 """
 
 from __future__ import annotations
@@ -128,7 +128,10 @@ def _record(
                         found.finish(kind)
         if rank == 0:
             found.verify()
-            getattr(module, "show", lambda _: None)(summary_of(found))
+            summarised = summary_of(found)
+            getattr(module, "show", lambda _: None)(summarised)
+            if hasattr(module, "report"):
+                records.replace(found.folder / "report.html", module.report(summarised).encode())
             print(f"recorded: {module.FOLDER}/{plan.run_id}")
 
 

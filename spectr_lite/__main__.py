@@ -16,6 +16,10 @@ VERBS = {  # verb: what it does, and its module, imported only when the verb is 
         "spectr_lite.commands.check",
     ),
     "decode": ("stream text from a pair of models", "spectr_lite.commands.decode"),
+    "advise": (
+        "which rule and how many drafts pay for your models, here",
+        "spectr_experiments.command",
+    ),
     "reproduce": ("run the paper's experiments, record and verify", "spectr_experiments.command"),
 }
 
@@ -28,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(words: list[str]) -> int:
+    if words[:1] == ["advise"]:  # an experiment like others, with a verb of its own
+        words = ["reproduce", *words]
     parser = Parser(prog="spectr_lite", description=spectr_lite.__doc__)
     parser.add_argument("--version", action="version", version=spectr_lite.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(VERBS))

@@ -24,7 +24,15 @@ from training import smollm2_draft
 NO_NUMBERS = ["-1", "nan", "inf", "", " ", "x\0y", "\udcff", "FILE"]
 HOSTILE = [*NO_NUMBERS, "0", "1.5", "a/b", "ä" * 300, "9" * 30, "FOLDER", "kseq:1:1:nan"]
 TEXTS = {"--prompt", "--run-id", "--results", "--pair", "--verifier", "--draft", "--target", ""}
-LIGHT = ("table1", "appendix-e", "decoding", "transport", "verifiers", "models")  # need no SmolLM2
+LIGHT = (
+    "table1",
+    "appendix-e",
+    "decoding",
+    "transport",
+    "verifiers",
+    "models",
+    "advise",
+)  # need no SmolLM2
 
 
 def options() -> Iterator[tuple[str, str]]:
@@ -72,6 +80,7 @@ def base(inputs, tmp_path, monkeypatch) -> dict[str, list[str]]:
         "decode": ["--prompt", "a", "--pair", pair, "-K", "2", "-L", "2", "--max-new-tokens", "2"],
         "reproduce table1": ["--pair", pair, "--prompts", "2", "--device", "cpu"],
         "reproduce decoding": ["--pair", pair, "--device", "cpu"],
+        "reproduce advise": ["--pair", pair, "--device", "cpu"],
         **{f"reproduce {name}": ["--device", "cpu"] for name in ("appendix-e", "verifiers")},
     }
 

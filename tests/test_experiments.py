@@ -20,6 +20,7 @@ import torch
 from tiny_models import write_pair
 
 from spectr_experiments import (
+    advise,
     appendix_e,
     clocks,
     command,
@@ -54,6 +55,18 @@ ARGUMENTS = {
     "drafts": [],
     "models": [],
     "next-token-laws": [],
+    "advise": [
+        "--pair",
+        "PAIR",
+        "--new-tokens",
+        "6",
+        "--verifiers",
+        "kseq",
+        "--num-drafts",
+        "2",
+        "--draft-lengths",
+        "2",
+    ],
 }
 
 
@@ -90,6 +103,7 @@ def reproduce(pair: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
         },
         models: {"TEXTS": 3, "pair_names": lambda: ("tiny",), "load_pair": lambda _: tiny},
         next_token: {"PLACES": 2, "load_pair": lambda _: tiny},
+        advise: {"TEXTS": 3, "TIMED_TOKENS": 9, "MOST_ROUNDS": 2, "LEAST_ROUNDS": 2},
     }.items():
         for name, value in changes.items():
             monkeypatch.setattr(module, name, value)
