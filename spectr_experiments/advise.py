@@ -25,10 +25,11 @@ from spectr_experiments import advice, clocks, dumps, replay
 from spectr_experiments.advice import CELL, KEYS, PLAIN, SCHEMA, cells
 from spectr_experiments.records import Phase, Plan, Record, Run
 from spectr_lite import verifiers
+from spectr_lite.commands import pairs
 from spectr_lite.commands.arguments import positive, whole
 from spectr_lite.decoding.sampling import Sampling
 from spectr_lite.distributions import check_count
-from spectr_lite.models import LanguageModel, ModelPair, load_pair, prompts
+from spectr_lite.models import LanguageModel, ModelPair, prompts
 from spectr_lite.models.prompts import ids_sha256
 from spectr_lite.models.weights import sha256_of
 
@@ -78,9 +79,7 @@ def advise(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--pair", help="a pair by name or folder (default: bundled)")
-    add("--target", help="a model of the hub, or its folder")
-    add("--draft", help="the same for the small model")
+    pairs.add_arguments(parser)
     add("--dump", type=Path, metavar="FILE", help="recorded logits in place of models: no costs")
     add("--prompts", type=Path, metavar="FILE", help="text, a prompt a line (default: speeches)")
     add("--temperature", type=float, default=1.0, help="default: %(default)s")
@@ -104,10 +103,11 @@ def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) ->
     if args.dump:
         yield _dump_plan(args, settings)
         return
-    pair = find_pair(args, device, dtype)
+    (name,) = pairs.names(args)
+    pair = pairs.load(name, device, dtype)
     texts = read_prompts(args.prompts, pair)
     config = make_config(texts, **settings) | {"pair": pair.name, "device": device.type}
-    run_id = args.run_id or f"{device.type}-{Path(pair.name).name}"
+    run_id = args.run_id or f"{device.type}-{pairs.folder_name(name)}"
     yield Plan(run_id, config, phases(config, pair.target, pair.draft, texts), MINUTES)
 
 
@@ -135,16 +135,6 @@ def _dump_plan(args: argparse.Namespace, settings: Record) -> Plan:
         fill(config, run, texts, lambda text: totals(trees(text), shape, rules), seconds)
 
     return Plan(run_id, config, [Phase("replay", ["tokens", "nodes"], measure)], MINUTES)
-
-
-def find_pair(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> ModelPair:
-    if args.target is None and args.draft is None:
-        return load_pair(args.pair or "bundled", device, dtype)
-    if args.pair or not (args.target and args.draft):
-        raise ValueError("--target and --draft: give both of them, or --pair alone")
-    from spectr_lite.huggingface import pairs  # needs transformers
-
-    return pairs.load_pair(args.target, args.draft, device, dtype)
 
 
 def read_prompts(path: Path | None, pair: ModelPair) -> list[list[int]]:

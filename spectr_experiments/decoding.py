@@ -21,7 +21,6 @@ import importlib.util
 import statistics
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,9 +32,10 @@ from spectr_experiments.speeds import Estimate
 from spectr_lite import verifiers
 from spectr_lite.book import costs
 from spectr_lite.book.recorded import paper
+from spectr_lite.commands import pairs
 from spectr_lite.decoding import Decoder, state
 from spectr_lite.distributions import IID
-from spectr_lite.models import load_pair, prompts
+from spectr_lite.models import prompts
 
 FOLDER = "benchmark-decoding"
 SCHEMA = {
@@ -81,18 +81,19 @@ LARGE_ON_A_CPU = {"new_tokens": 32, "batches": [1, 8]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pair", default="bundled")
+    pairs.add_arguments(parser)
     parser.add_argument("--quick", action="store_true", help="one round of a little of everything")
 
 
 def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Plan]:
-    pair = load_pair(args.pair, device, dtype)
+    (name,) = pairs.names(args)
+    pair = pairs.load(name, device, dtype)
     config = make_config(pair, device, args.quick)
     texts = prompts.load("sotu", pair.tokenizer, length=config["prompt_length"])
     config |= {"prompts": texts.description, "prompts_sha256": texts.sha256}
     timing = partial(measure, config, pair, texts.tokens)
-    name = f"{args.run_id or device.type}-{Path(pair.name).name}"
-    yield Plan(name, config, [Phase("decoding", list(SCHEMA), timing)], minutes=8)
+    run_id = f"{args.run_id or device.type}-{pairs.folder_name(name)}"
+    yield Plan(run_id, config, [Phase("decoding", list(SCHEMA), timing)], minutes=8)
 
 
 def make_config(pair: Any, device: torch.device, quick: bool) -> Record:

@@ -23,7 +23,6 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,12 +43,13 @@ from spectr_experiments.records import (
 from spectr_experiments.speeds import Estimate
 from spectr_lite import transport, verifiers
 from spectr_lite.book.recorded import paper
+from spectr_lite.commands import pairs
 from spectr_lite.commands.arguments import whole
 from spectr_lite.decoding import decode
 from spectr_lite.decoding.sampling import Sampling
 from spectr_lite.decoding.state import Tree, estimate, free_bytes
 from spectr_lite.distributions import IID, Drafting, TopM, WithoutReplacement
-from spectr_lite.models import ModelPair, load_pair, pair_names
+from spectr_lite.models import ModelPair
 from spectr_lite.models import prompts as texts
 from spectr_lite.stats import mean_interval, ratio_interval
 
@@ -177,10 +177,7 @@ def is_timed(cell: Cell) -> bool:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--pair", nargs="+", default=["bundled"], metavar="PAIR",
-        help=f"a run for each: {', '.join(pair_names())}, or a directory (default: bundled)",
-    )  # fmt: skip
+    pairs.add_arguments(parser, nargs="+")
     parser.add_argument("--subset", action="store_true", help="fewer cells and prompts, for a CPU")
     parser.add_argument(
         "--cell", action="append", default=[], metavar="RULE:K:L[:T]",
@@ -198,9 +195,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Plan]:
     cells = [*dict.fromkeys(map(Cell.parse, args.cell))]
-    names = {Path(name).resolve().name: name for name in args.pair}  # each ends in a run's name
-    if len(names) < len(args.pair):
-        raise ValueError(f"--pair: found {' '.join(args.pair)}. Give pairs with different names")
+    asked_pairs = pairs.names(args)
+    names = {pairs.folder_name(name): name for name in asked_pairs}  # each ends in a run's name
+    if len(names) < len(asked_pairs):
+        raise ValueError(f"--pair: found {' '.join(asked_pairs)}. Give pairs with different names")
     asked = [phase for phase in PHASES if phase in args.phase and not (cells and phase in WHOLE)]
     if not asked:
         raise ValueError(f"--phase: found {args.phase[0]}, which has no cells. Leave --cell out")
@@ -209,10 +207,12 @@ def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) ->
     stem = args.run_id or "-".join([device.type, *([c.argument for c in cells] or [setting_name])])
     if len(cells) > 3 and not args.run_id:
         stem = f"{device.type}-{len(cells)}-cells"
-    for path in args.pair[1:]:
-        load_pair(path)  # a pair that is not there is refused before the first one's run
+    for path in asked_pairs[1:]:
+        pairs.load(
+            path, "cpu", dtype
+        )  # a pair that is not there is refused before the first one's run
     for name, path in names.items():
-        pair = load_pair(path, device, dtype)
+        pair = pairs.load(path, device, dtype)
         config = make_config(pair, device, setting_name, args.text, cells, args.prompts)
         phases = [
             Phase(
@@ -465,8 +465,8 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
                 "interval": [gain.low, gain.high],
             }
         row["command"] = (
-            f"python -m spectr_lite reproduce table1 --pair {config['pair']} --cell {cell.argument} "
-            "--prompts 16"
+            f"python -m spectr_lite reproduce table1 {pairs.words(config['pair'])} "
+            f"--cell {cell.argument} --prompts 16"
         )
         rows.append(row | timings.get(cell, {"timing": None, "steps": None}))
     by_name = {Cell(*place(row, FIELDS)): row for row in rows}

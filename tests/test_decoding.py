@@ -11,6 +11,7 @@ from tiny_models import make_pair
 from spectr_lite import verifiers
 from spectr_lite.decoding import Tree, decode, generate
 from spectr_lite.decoding.enumeration import joint_distribution
+from spectr_lite.decoding.sampling import Sampling
 from spectr_lite.models import load_pair
 from spectr_lite.models.markov import worked_pair
 from spectr_lite.stats import chi_square
@@ -226,6 +227,35 @@ def test_text_follows_the_target(verifier, num_drafts, draft_length):
     assert result.p_value > FALSE_ALARM
 
 
+@pytest.mark.parametrize("verifier", ["kseq", "optimal", "optimal-block"])
+@pytest.mark.parametrize(
+    "own",
+    [Sampling(0.3, None, None), Sampling(1.0, 1, None), Sampling(2.0, None, 0.5), Sampling(0)],
+)
+def test_text_follows_the_target_whatever_shapes_the_draft(verifier, own):
+    target, draft = worked_pair()
+    settings = {"verifier": verifier, "num_drafts": 2, "draft_length": 2, "max_new_tokens": 3}
+    run = generate(
+        target,
+        draft,
+        [[START]] * 20_000,
+        temperature=0.7,
+        draft_sampling=own,
+        generator=8,
+        **settings,
+    )
+
+    def cooled(prefix):
+        weights = target.next_probs(prefix) ** (1 / 0.7)
+        return weights / weights.sum()
+
+    result = chi_square(joint_counts(run, 3, 3), joint_distribution(cooled, 3))
+    assert result.degrees == 26
+    assert result.p_value > FALSE_ALARM
+    same = generate(target, draft, [[START]] * 50, temperature=0.7, generator=8, **settings)
+    assert run.tokens[:50] != same.tokens or own.temperature == 0.7
+
+
 @pytest.mark.parametrize("rule", WRONG, ids=lambda rule: type(rule).__name__)
 def test_sampling_rejects_wrong_variants(rule):
     target, draft = worked_pair()
@@ -348,6 +378,8 @@ def test_temperature_0_is_greedy_decoding(tiny_pair, verifier, num_drafts):
     again = generate(target, target, PROMPTS, draft_length=4, **settings)
     assert again.tokens == plain.tokens
     assert again.block_efficiency == 5
+    warm = Sampling(1.5, None, None)
+    assert generate(target, draft, PROMPTS, draft_sampling=warm, **settings).tokens == plain.tokens
 
 
 def test_greedy_text_of_the_bundled_pair(bundled):

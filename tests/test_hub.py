@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, models
 
 transformers = pytest.importorskip("transformers", minversion="5")
 
+from spectr_lite.__main__ import main  # noqa: E402
 from spectr_lite.decoding import generate  # noqa: E402
 from spectr_lite.huggingface import pairs  # noqa: E402
 from spectr_lite.models import END_OF_TEXT  # noqa: E402
@@ -226,3 +227,19 @@ def test_weights_of_another_width(folders: tuple[str, str]) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 32}))
     with pytest.raises(ValueError, match="small: transformers cannot load it"):
         pairs.load_pair(*folders)
+
+
+def test_decode_takes_two_models_and_shapes_the_draft_alone(
+    folders: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At temperature 0 the text is the target's, however the draft is shaped."""
+    words = ["decode", "--device", "cpu", "--prompt", "a", "--max-new-tokens", "6"]
+    words += ["--temperature", "0", "-L", "2", "--target", folders[0]]
+    shown = []
+    for more in (["-K", "0"], ["-K", "2", "--draft-temperature", "2"], ["--draft-top-k", "1"]):
+        assert main([*words, "--draft", folders[1], *more]) == 0
+        shown.append(capsys.readouterr().out.splitlines()[0])
+    assert len(set(shown)) == 1
+    assert main(words) == 2
+    assert "--target and --draft: give both of them" in capsys.readouterr().err
+    assert main([*words, "--draft", folders[1], "--pair", "bundled"]) == 2

@@ -9,27 +9,27 @@ import time
 
 import torch
 
-from spectr_lite import models, verifiers
+from spectr_lite import verifiers
 from spectr_lite.book import environment
-from spectr_lite.commands import find
+from spectr_lite.commands import find, pairs
 from spectr_lite.commands.arguments import MOST_SEED, utf8, whole
 from spectr_lite.commands.ending import is_expected
 from spectr_lite.decoding import Generation, Turn, decode
 from spectr_lite.decoding.rendering import LEGEND, TextStream, to_ansi
+from spectr_lite.decoding.sampling import Sampling
 from spectr_lite.distributions import IID
 from spectr_lite.verifiers import Verifier
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     rules = [name for name in verifiers.names() if IID in verifiers.get(name).valid_for]
-    pairs = f"{', '.join(models.pair_names())}, or a directory (default: %(default)s)"
     rule = f"selection rule: {', '.join(rules)}; or my.module:MyVerifier for your own"
     drafts = "drafted sequences; 0 autoregressive, 1 speculative (default: %(default)s)"
     length = "tokens in each drafted sequence (default: %(default)s)"
     top_p = "keep the likeliest tokens of mass P together"
     add = parser.add_argument
     add("--prompt", required=True, type=utf8, help="the text to continue")
-    add("--pair", default="bundled", help=pairs)
+    pairs.add_arguments(parser)
     add("--verifier", default="kseq", help=f"{rule} (default: %(default)s)")
     add("-K", "--num-drafts", type=int, default=8, help=drafts)
     add("-L", "--draft-length", type=int, default=8, help=length)
@@ -37,6 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
     add("--top-k", type=int, metavar="N", help="keep the N likeliest tokens")
     add("--top-p", type=float, metavar="P", help=top_p)
+    for name, kind in (("temperature", float), ("top-k", int), ("top-p", float)):
+        add(
+            f"--draft-{name}", type=kind, metavar="X", help="of the draft alone (default: the same)"
+        )
     add("--seed", type=whole(0, MOST_SEED), help="for the same text every time")
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     add("--show-drafts", action="store_true", help="list every drafted sequence, turn by turn")
@@ -76,10 +80,16 @@ def stream(args: argparse.Namespace) -> None:
         device, dtype = torch.device("cpu"), torch.float32
     elif args.device == "cuda" and device.type != "cuda":
         raise ValueError("--device: found 'cuda', but torch sees no GPU. Use --device cpu.")
-    pair = models.load_pair(args.pair, device, dtype)
+    (name,) = pairs.names(args)
+    pair = pairs.load(name, device, dtype)
     prompt = pair.tokenizer.encode(args.prompt).ids or [pair.end_of_text]
     names = ("num_drafts", "draft_length", "max_new_tokens", "temperature", "top_k", "top_p")
     settings = {name: getattr(args, name) for name in names}
+    shape = ("temperature", "top_k", "top_p")
+    own = {name: getattr(args, f"draft_{name}") for name in shape}
+    settings["draft_sampling"] = Sampling(
+        **{n: settings[n] if own[n] is None else own[n] for n in shape}
+    )
     settings |= {"verifier": _rule(args.verifier), "generator": args.seed}
     end = [pair.end_of_text]
     turns = decode(pair.target, pair.draft, [prompt], stop_tokens=end, **settings)

@@ -149,6 +149,7 @@ class Decoder:
 
     `num_drafts`=0 is autoregressive and needs no `draft`. `temperature`, `top_k` and `top_p` shape
     the distributions of both models, see `Sampling`; at temperature 0 every rule decodes greedily.
+    `draft_sampling` shapes the draft's otherwise: the text stays the target's, whatever it says.
     Raises ValueError or TypeError when an argument does not fit the models.
 
     Where the draft's logits are no distribution (a NaN, +inf, or no token left), its tokens are drawn
@@ -166,11 +167,13 @@ class Decoder:
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        draft_sampling: Sampling | None = None,
     ) -> None:
         self.num_drafts = check_count(num_drafts, "num_drafts", least=0)
         self.draft_length = check_count(draft_length, "draft_length") if num_drafts else 0
         self.tree = Tree(max(self.num_drafts, 1), self.draft_length)
         self.sampling = Sampling(temperature, top_k, top_p)
+        self.draft_sampling = draft_sampling or self.sampling
         self.rule = verifiers.get(verifier)
         self.models = [target]
         if num_drafts:
@@ -259,10 +262,11 @@ class Decoder:
 
     def _scored(self, state: State, span: int) -> tuple[Tensor, list[Tensor], Tensor]:
         """Steps 1 and 2: the paths, their probabilities at each depth, the target's logits."""
-        places, drafted, draft_probs = state.places(span), state.tokens[:, None, :0], []
+        places, drafted = state.places(span), state.tokens[:, None, :0]
+        draft_probs: list[Tensor] = []
         if self.num_drafts:
             drafted, draft_probs = draft_paths(
-                self.models[1], state, places, self.sampling, self.random
+                self.models[1], state, places, self.draft_sampling, self.random
             )
         return drafted, draft_probs, score_paths(self.models[0], state, places, drafted)
 
