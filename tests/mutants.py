@@ -683,7 +683,7 @@ MUTANTS = [
     ),
     Mutant(
         "hf-any-model-reads-a-tree", "spectr_lite/huggingface/causal_lm.py",
-        "if not wrong <= torch.finfo(model.dtype).eps ** 0.5", "if wrong < 0",
+        "right = wrong <= torch.finfo(model.dtype).eps ** 0.5", "right = True",
         "tests/test_hf.py -k ignores_the_mask",
     ),
     # --- statistics ---

@@ -2,9 +2,11 @@
 
 The loop tells every token its position, the cache slot it is written to, and the slots it may see.
 A model of transformers takes positions and a mask (B, 1, N, S); it knows no slots, so it is given a
-cache that has them. A model that cannot be steered so is refused: one with a recurrent state, a
-window that the text would outgrow, or an attention kernel without masks. Before its first use a
-model reads a small tree, and its logits must be those of the two texts that the tree holds.
+cache that has them. A model that cannot be steered so is refused: one with a recurrent state, or an
+attention kernel without masks. A model that reads short texts alone with plain attention, as behind
+a window it no longer does, is refused for longer ones. Before its first use a model reads a tree
+with a prefix of up to 48 tokens and slots far apart, and its logits must be those of the two texts
+that the tree holds.
 
 Needs transformers >= 5. Explained in chapter 8.
 """
@@ -18,6 +20,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
+
+from spectr_lite.models.interface import ANY_LENGTH
+
+PREFIX, FAR = 48, 1024  # of the tree that a model reads first: tokens before the fork, and slots
+WINDOWS = (  # up to so many tokens the attention is plain; names in the configurations of transformers
+    "sliding_window",
+    "sliding_window_size",
+    "window_size",
+    "attention_window_size",
+    "attention_chunk_size",
+    "local_attention",
+    "local_attention_window_len",
+    "keep_window_size",
+    "index_topk",
+)
 
 
 class SlotCache(Cache):
@@ -68,44 +85,68 @@ class CausalLM:
     """A `LanguageModel` for the loop, from a model of transformers, whose weights it shares.
 
     `vocab_size`, if given, cuts the model's vocabulary or extends it by tokens of probability zero:
-    models of one family are often padded to different widths.
+    models of one family are often padded to different widths. A model that changes after its check,
+    by `set_attn_implementation` or `train()`, is checked again before it reads the next texts.
     Raises TypeError for what is no such model and ValueError for one that cannot read a tree.
     """
 
     def __init__(self, model: PreTrainedModel, vocab_size: int | None = None) -> None:
+        model = getattr(model, "_orig_mod", model)  # what torch.compile was given
         if not isinstance(model, PreTrainedModel):
             raise TypeError(
                 f"model: found {type(model).__name__}. Give a causal language model of transformers, "
-                "such as AutoModelForCausalLM.from_pretrained(...)."
+                "such as AutoModelForCausalLM.from_pretrained(...); of a PeftModel give "
+                "peft_model.base_model.model."
             )
-        self.reach = check_architecture(model)
         self.model = model
-        self.own_size = model.get_output_embeddings().weight.shape[0]
-        self.vocab_size = vocab_size or self.own_size
-        context = model.config.get_text_config().max_position_embeddings
-        self.config = SimpleNamespace(context=context)
-        try:
-            wrong = self._read_a_tree()
-        except (RuntimeError, IndexError, TypeError) as error:
-            raise ValueError(
-                f"{type(model).__name__}: it cannot read a tree of drafts. {error}"
-            ) from error
-        if not wrong <= torch.finfo(model.dtype).eps ** 0.5:
-            raise ValueError(
-                f"{type(model).__name__}: it does not read a tree of drafts as it reads the texts in "
-                f"it (logits off by {wrong:.2g} of their range). It may ignore the mask or the "
-                "positions it is given. Choose a Transformer with plain causal attention."
-            )
+        self.wanted_size = vocab_size
+        self._check()
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
+    def _check(self) -> None:
+        model, name = self.model, type(self.model).__name__
+        self.reach = check_architecture(model)
+        self.checked = fingerprint(model)
+        self.rows = embedding_rows(model)
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.config = SimpleNamespace(context=context or ANY_LENGTH.context)
+        try:
+            wrong = self._read_a_tree()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # models of other kinds raise whatever they like
+            raise ValueError(f"{name}: it cannot read a tree of drafts. {error}") from error
+        right = wrong <= torch.finfo(model.dtype).eps ** 0.5
+        noisy = any(isinstance(part, torch.nn.Dropout) and part.p for part in model.modules())
+        if model.training and (noisy or not right):
+            raise ValueError(f"{name}: it is in training mode, with dropout. Call model.eval().")
+        if not right:
+            raise ValueError(
+                f"{name}: it does not read a tree of drafts as it reads the texts in it (logits off by "
+                f"{wrong:.2g} of their range). It may ignore the mask or the positions it is given, or "
+                "its logits may depend on the other tokens of a call, as with activations quantised "
+                "at run time. Choose a Transformer with plain causal attention."
+            )
+
     def new_cache(self, batch: int, slots: int) -> SlotCache:
+        if self.checked != fingerprint(self.model):
+            size = self.vocab_size
+            self._check()
+            if self.vocab_size != size:
+                raise ValueError(
+                    f"{type(self.model).__name__}: its vocabulary went from {size} to "
+                    f"{self.vocab_size} tokens after it was checked. Make a new decoder."
+                )
+        return self._new_cache(batch, slots)
+
+    def _new_cache(self, batch: int, slots: int) -> SlotCache:
         if self.reach is not None and slots > self.reach:
             raise ValueError(
                 f"{type(self.model).__name__}: its attention changes beyond {self.reach} tokens (a "
-                f"sliding window or scaled positions), and text and drafts may take {slots}. Lower "
+                f"window or scaled positions), and text and drafts may take {slots}. Lower "
                 "max_new_tokens, num_drafts or draft_length, or shorten the prompt."
             )
         return SlotCache(slots)
@@ -114,12 +155,14 @@ class CausalLM:
         self, tokens: Tensor, positions: Tensor, cache: SlotCache, slots: Tensor, mask: Tensor
     ) -> Tensor:
         """Logits (B, N, V); arguments as in `Transformer.forward`."""
+        if tokens.shape[1] == 0:  # a prompt of one token, which is the first turn's root
+            return torch.zeros(*tokens.shape, self.vocab_size, device=tokens.device)
         cache.write, cache.seen = slots, mask.shape[-1]
         dtype = self.model.dtype
         hidden = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
         hidden = hidden.masked_fill(~mask, torch.finfo(dtype).min).unsqueeze(1)
         logits = self.model(
-            input_ids=tokens.clamp_max(self.own_size - 1),
+            input_ids=tokens.clamp_max(self.rows - 1),
             position_ids=positions,
             attention_mask=hidden,
             past_key_values=cache,
@@ -131,32 +174,49 @@ class CausalLM:
 
     @torch.no_grad()
     def _read_a_tree(self) -> float:
-        """How far the logits on a small tree are off, as a share of their range.
+        """How far the logits on a tree are off, as a share of their range.
 
-        The tree forks; after reading it the second branch is moved into the slots of the first, and one
-        more token is read behind it. The reference reads the two texts one by one, without a cache.
+        The tree forks behind a prefix; after reading it the second branch is moved from far slots
+        into those of the first, and one more token is read behind it. The reference reads the two
+        texts one by one, without a cache.
         """
-        a, b, c, d, e, f = ids = [i % self.own_size for i in range(1, 7)]
-        sees = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], [0, 1, 4, 5]]
-        tokens, positions, slots = (
-            torch.tensor([row], device=self.device) for row in (ids, [0, 1, 2, 3, 2, 3], range(6))
-        )
-        mask = torch.zeros(1, 6, 6, dtype=torch.bool, device=self.device)
-        for node, seen in enumerate(sees):
-            mask[0, node, seen] = True
-        cache = self.new_cache(1, 6)
-        for part in (slice(0, 2), slice(2, 6)):
-            tree = self(tokens[:, part], positions[:, part], cache, slots[:, part], mask[:, part])
-        cache.move(slots[:, 4:], slots[:, 2:4])
-        after = slots[None] <= 4
-        tree = torch.cat(
-            [tree, self(tokens[:, 2:3], slots[:, 4:5], cache, slots[:, 4:5], after)], 1
-        )
-        texts = torch.tensor([[a, b, c, d, e], [a, b, e, f, c]], device=self.device)
+        limit = min(self.reach or FAR, FAR)
+        n = max(min(PREFIX, limit - 4, self.config.context - 3), 1)
+        ids = [1 + 5 * i % max(self.rows - 1, 1) for i in range(n + 4)]
+        (*prefix, c, d, e, f), far = ids, max(limit, n + 4) - 2
+        texts = torch.tensor([[*prefix, c, d, e], [*prefix, e, f, c]], device=self.device)
         plain = self.model(input_ids=texts, use_cache=False, return_dict=True).logits.double()
-        plain = torch.cat([plain[0, 2:4], plain[1, 2:]])[:, : self.vocab_size]
-        error = (tree[0, :, : self.own_size] - plain).abs().max()
-        return float(error / (plain.max() - plain.min()))
+        self.own_size = plain.shape[-1]
+        self.vocab_size = self.wanted_size or self.own_size
+        places = [*range(n + 2), n, n + 1], [*range(n + 2), far, far + 1]
+        tokens, positions, slots = (
+            torch.tensor([row], device=self.device) for row in (ids, *places)
+        )
+        slot = torch.arange(far + 2, device=self.device)
+        mask = slot <= slots[0, :, None]  # the second branch does not see the first
+        mask[-2:] &= (slot < n) | (slot >= far)
+        cache = self._new_cache(1, far + 2)
+        found = [
+            self(tokens[:, p], positions[:, p], cache, slots[:, p], mask[None, p])
+            for p in (slice(0, n), slice(n, n + 4))
+        ]
+        cache.move(slots[:, n + 2 :], slots[:, n : n + 2])
+        last, behind = positions[:, n + 1 : n + 2] + 1, slot[None, None] <= n + 2
+        found.append(self(tokens[:, n : n + 1], last, cache, last, behind))
+        tree = torch.cat(found, 1)[0, :, : self.own_size]
+        plain = torch.cat([plain[0, : n + 2], plain[1, n:]])[:, : self.vocab_size]
+        return float((tree - plain).abs().max() / (plain.max() - plain.min()))
+
+
+def fingerprint(model: PreTrainedModel) -> tuple[Any, ...]:
+    """What may be changed on a model after its check, and would call for another."""
+    kernel = model.config.get_text_config()._attn_implementation
+    return kernel, model.training, model.dtype, embedding_rows(model)
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    embeddings: Any = model.get_input_embeddings()
+    return embeddings.weight.shape[0]
 
 
 def check_architecture(model: PreTrainedModel) -> int | None:
@@ -164,31 +224,44 @@ def check_architecture(model: PreTrainedModel) -> int | None:
 
     Raises ValueError, with the reason, for a model that a mask and positions cannot steer.
     """
-    name, config = type(model).__name__, model.config.get_text_config()
+    name = type(model).__name__
+    if model.config.is_encoder_decoder or not model.can_generate():
+        raise ValueError(f"{name}: it is not a decoder-only language model. Choose one that is.")
+    config = model.config.get_text_config()
     kernel = config._attn_implementation
     if kernel not in ("sdpa", "eager"):
         raise ValueError(
             f"{name}: found attn_implementation={kernel!r}, which takes no tree mask. Call "
             "model.set_attn_implementation('sdpa') first."
         )
-    if model.config.is_encoder_decoder or not model.can_generate():
-        raise ValueError(f"{name}: it is not a decoder-only language model. Choose one that is.")
     if "position_ids" not in inspect.signature(model.forward).parameters:
+        state = ", and carries a recurrent state" if model._is_stateful else ""
         raise ValueError(
-            f"{name}: it takes no position_ids, and drafts side by side share their positions. "
+            f"{name}: it takes no position_ids{state}, and drafts side by side share their positions. "
             "Choose a model with rotary or learned positions."
         )
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if model._is_stateful or kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
         raise ValueError(
-            f"{name}: it carries a recurrent state ({', '.join(sorted(kinds))}), which cannot be "
-            "rolled back to where a draft was refused. Choose a model whose layers all attend."
+            f"{name}: it carries a recurrent state, or attends sparsely ({', '.join(sorted(kinds))}), "
+            "which cannot be rolled back to where a draft was refused. Choose a model whose layers "
+            "all attend."
+        )
+    if getattr(config, "alibi", False):
+        raise ValueError(
+            f"{name}: found alibi=True. Its attention counts the slots between two tokens, and drafts "
+            "side by side are apart. Choose a model with rotary or learned positions."
         )
     limits = []
     if kinds != {"full_attention"} or getattr(config, "use_sliding_window", True):
-        limits += [getattr(config, "sliding_window", None)]
-        limits += [getattr(config, "attention_chunk_size", None)]
+        limits += [getattr(config, window, None) for window in WINDOWS]
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):  # their angles depend on the length
         limits += [rope.get("original_max_position_embeddings") or config.max_position_embeddings]
-    return min((limit for limit in limits if limit is not None), default=None)
+    # A mask that the layers hold themselves (GPT-Neo) has a row and a column for every slot.
+    limits += [
+        held.shape[-1]
+        for held in model.buffers()
+        if held.dtype == torch.bool and held.dim() > 1 and held.shape[-2] == held.shape[-1]
+    ]
+    return min((int(limit) for limit in limits if limit), default=None)
