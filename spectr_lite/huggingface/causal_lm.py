@@ -243,7 +243,7 @@ def check_architecture(model: PreTrainedModel) -> int | None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if model._is_stateful or kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
         raise ValueError(
-            f"{name}: it carries a recurrent state, or attends sparsely ({', '.join(sorted(kinds))}), "
+            f"{name}: it attends sparsely or carries a recurrent state ({', '.join(sorted(kinds))}), "
             "which cannot be rolled back to where a draft was refused. Choose a model whose layers "
             "all attend."
         )

@@ -9,7 +9,6 @@ the processors leave no probability. Explained in chapter 8.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,33 +100,32 @@ class Processed:
         count = new.sum(-1).masked_fill(slots < self.prompt_length[:, None] - 1, -1)
         # A processor may treat rows by their number, and takes texts of one length: it is called with
         # one node of every row.
+        row, end = (
+            torch.arange(len(tokens), device=mask.device),
+            self.end_tokens[:1].tolist() or [0],
+        )
         for length in range(min(int(count.max()) + 1, self.max_new_tokens)):
             closed = (new & cache.closed[:, None, : len(slot)]).any(-1)
-            nodes = [n.nonzero()[:, 0].tolist() for n in (count == length) & ~closed]
-            for chosen in itertools.zip_longest(*nodes):
-                rows = [row for row, node in enumerate(chosen) if node is not None]
-                text = torch.nn.functional.pad(self.input_ids, (0, length))
-                batch = scores[:, 0].clone()
-                for row, node in enumerate(chosen):
-                    seen = cache.tokens[row, : len(slot)][new[row, node or 0]]
-                    text[row, self.input_ids.shape[1] :] = self._fitted(seen, length)
-                    if node is not None:
-                        batch[row] = scores[row, node]
-                batch = process(self.processors, text, batch)
-                for row in rows:
-                    node = chosen[row]
-                    scores[row, node] = batch[row]
-                    below = (count[row] == length + 1) & mask[row, :, slots[row, node]]
-                    below &= (batch[row, tokens[row]] == -torch.inf) & (not self.is_draft)
-                    below[node] = (batch[row] == -torch.inf).all()
-                    cache.closed[row, slots[row, below]] = True
+            asked = (count == length) & ~closed
+            turn = asked.cumsum(1) * asked
+            for number in range(1, int(turn.max()) + 1):
+                has, node = (turn == number).any(1), (turn == number).int().argmax(1)
+                # A row that is ahead shows its beginning. One that has ended, or has no text of this
+                # length yet, goes on with its end token, as it would in `generate`.
+                seen = new[row, node]
+                order = seen.int().argsort(dim=1, descending=True, stable=True)[:, :length]
+                behind = torch.arange(length, device=mask.device) >= seen.sum(1, keepdim=True)
+                drafted = cache.tokens.gather(1, order).masked_fill(behind, end[0])
+                text = torch.cat([self.input_ids, drafted], 1)
+                found = process(self.processors, text, scores[row, node])
+                scores[row[has], node[has]] = found[has]
+                below = mask.gather(2, slots[row, node, None, None].expand(*slots.shape, 1))[..., 0]
+                below &= (count == length + 1) & (not self.is_draft)
+                below &= found.gather(1, tokens) == -torch.inf
+                below[row, node] = (found == -torch.inf).all(1)
+                below &= has[:, None]
+                cache.closed[row[:, None].expand_as(slots)[below], slots[below]] = True
         return scores
-
-    def _fitted(self, text: Tensor, length: int) -> Tensor:
-        """The new tokens of a row, for a call about `length` of them. A row that is ahead shows its
-        beginning; one that has ended, or is not that far, goes on with its end token."""
-        end = int(self.end_tokens[0]) if len(self.end_tokens) else 0
-        return torch.cat([text[:length], text.new_full((max(length - len(text), 0),), end)])
 
 
 def process(processors: Sequence[Any], text: Tensor, scores: Tensor) -> Tensor:
@@ -171,20 +169,20 @@ def check_processors(
     values, tokens = following.topk(min(LOOK_AHEAD, vocab_size))
     longer = [] if max_new_tokens == 1 else tokens[:, (values > -torch.inf).all(0)].split(1, 1)
     for processor in unknown:
-        first = processor(input_ids.clone(), scores.clone())
-        for step in [None, *longer]:
+        cause, answers = None, []
+        for step in [None, None, *longer]:
             if step is not None:
                 with contextlib.suppress(Exception):  # `generate` may never write this text
                     processor(torch.cat([input_ids, step], 1), scores.clone())
             try:
-                again = processor(input_ids.clone(), scores.clone())
-                same, cause = torch.allclose(first, again, rtol=0, atol=0, equal_nan=True), None
+                answers.append(processor(input_ids.clone(), scores.clone()))
             except Exception as error:
-                same, cause = False, error
-            if not same:
-                raise ValueError(
-                    f"generate: found {type(processor).__name__}. Asked again about one text it gives "
-                    "another answer: it remembers earlier calls, or draws random numbers. On a tree of "
-                    "drafts the earlier calls are not the text so far. Make it a function of input_ids "
-                    "and scores, or decode without it."
-                ) from cause
+                cause = error
+                break
+        if cause or not all(torch.equal(answers[0], answer) for answer in answers):
+            raise ValueError(
+                f"generate: found {type(processor).__name__}. Asked again about one text it gives "
+                "another answer: it remembers earlier calls, or draws random numbers. On a tree of "
+                "drafts the earlier calls are not the text so far. Make it a function of input_ids "
+                "and scores, or decode without it."
+            ) from cause
