@@ -26,6 +26,7 @@ NOT_BUILT = {  # not to be had tiny, or `generate` itself cannot write with them
     "gemma4_assistant": "it reads the cache of the model that it drafts for",
     "gemma4_unified_assistant": "it reads the cache of the model that it drafts for",
     "gemma3n": "it needs the package timm",
+    "prophetnet": "generate itself runs out of its positions",
     "musicgen": "it writes audio codes behind an encoder",
     "musicgen_melody": "it writes audio codes behind an encoder",
 }
@@ -46,12 +47,12 @@ def greedy(model, ids, length, **loop):
 def same_or_refused(model, ids, length, num_drafts, draft_length) -> str | None:
     """None where the texts are the same, else the refusal."""
     loop = decoder(model, num_drafts=num_drafts, draft_length=draft_length)
-    plain = greedy(model, ids, length)
     try:
         ours = greedy(model, ids, length, custom_generate=loop)
     except ValueError as refusal:
+        assert re.search(WHAT_TO_DO, str(refusal))
         return str(refusal)
-    assert torch.equal(plain, ours)
+    assert torch.equal(greedy(model, ids, length), ours)
     return None
 
 
@@ -60,9 +61,8 @@ def same_or_refused(model, ids, length, num_drafts, draft_length) -> str | None:
 def test_greedy_text_of_every_architecture(kind):
     """Two texts inside the window, one of them padded; and two up to the end of the context."""
     model = tiny_model(kind)
-    short = same_or_refused(model, [[4, 5, 6, 7], [0, 3, 9, 8]], WINDOW - 1, 1, 1)
-    assert short is None or kind not in SERVED.split()
-    undrafted = same_or_refused(model, [[4, 5, 6, 7, 8]], WINDOW + 6, 0, 1)
-    long = same_or_refused(model, [[4, 5, 6, 7, 8], [0, 0, 9, 8, 7]], CONTEXT, 2, 3)
-    for refusal in (short, undrafted, long):
-        assert refusal is None or re.search(WHAT_TO_DO, refusal)
+    refused = same_or_refused(model, [[4, 5, 6, 7], [0, 3, 9, 8]], WINDOW - 1, 1, 1)
+    assert refused is None or kind not in SERVED.split()
+    if refused is None:
+        same_or_refused(model, [[4, 5, 6, 7, 8]], WINDOW + 6, 0, 1)
+        same_or_refused(model, [[4, 5, 6, 7, 8], [0, 0, 9, 8, 7]], CONTEXT, 2, 3)

@@ -42,7 +42,6 @@ CHANGES: dict[str, dict[str, Any]] = {  # what some configurations ask for besid
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "lfm2_moe": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
-    "prophetnet": {"num_hidden_layers": None, "num_encoder_layers": 2, "num_decoder_layers": 2},
     "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "xlnet": {"max_position_embeddings": None},
     "xlstm": {"v_head_dim": None},

@@ -118,7 +118,10 @@ class CausalLM:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # models of other kinds raise whatever they like
-            raise ValueError(f"{name}: it cannot read a tree of drafts. {error}") from error
+            raise ValueError(
+                f"{name}: it cannot read a tree of drafts. Choose a Transformer with plain causal "
+                f"attention. {error}"
+            ) from error
         right = wrong <= torch.finfo(model.dtype).eps ** 0.5
         noisy = any(isinstance(part, torch.nn.Dropout) and part.p for part in model.modules())
         if model.training and (noisy or not right):
@@ -181,7 +184,7 @@ class CausalLM:
         texts one by one, without a cache.
         """
         limit = min(self.reach or FAR, FAR)
-        n = max(min(PREFIX, limit - 4, self.config.context - 3), 1)
+        n = max(min(PREFIX, limit - 4, self.config.context // 2), 1)
         ids = [1 + 5 * i % max(self.rows - 1, 1) for i in range(n + 4)]
         (*prefix, c, d, e, f), far = ids, max(limit, n + 4) - 2
         texts = torch.tensor([[*prefix, c, d, e], [*prefix, e, f, c]], device=self.device)
