@@ -13,10 +13,15 @@ would be right without it, but more drafts are accepted when both models are pro
 
 Processors of the scores alone, such as temperature, top-k and top-p, run inside the loop's CUDA
 graph. One that reads the text is called node by node, a number of times that depends on the data:
-such a call decodes without graphs. Stopping criteria are called row by row. Refused: beams, processors
-that remember earlier calls, scores and hidden states as output. transformers hands a custom loop
-neither `streamer` nor `stop_strings`; a StopStringCriteria in `stopping_criteria` works. Beyond the
-context a model was made for, `generate` goes on and this loop refuses to.
+such a call decodes without graphs. No processor is asked about a text that `generate` could not
+write (processors.py), except behind the stop of a criterion of your own. Stopping criteria and
+`streamer` meet the texts token by token, as in `generate`, when a turn is over (outputs.py). With
+return_dict_in_generate=True the result also counts calls and accepted drafts (`DecoderOutput`).
+
+Refused: beams, processors that remember earlier calls, scores and hidden states as output, models
+that a tree cannot be read with (causal_lm.py). transformers keeps `stop_strings` from a custom loop;
+a StopStringCriteria in `stopping_criteria` works. Beyond the context or the attention window that a
+model was made for, `generate` goes on and this loop refuses to.
 
 Needs transformers >= 5. Explained in chapter 8.
 """
@@ -53,8 +58,9 @@ def decoder(
 
     `draft_model`: a causal language model of transformers, or anything else that `decode` takes as a
     draft; None with num_drafts=0. It shares the model's tokenizer, though its vocabulary may be padded
-    to another width. As for `generate`, torch.manual_seed makes the text reproducible. Raises
-    ValueError or TypeError, before any work, for a model, processor or setting that is not served.
+    to another width. As for `generate`, torch.manual_seed makes the text reproducible. The loop's
+    attribute `output` is the DecoderOutput of its latest call. Raises ValueError or TypeError, before
+    any work, for a model, processor or setting that is not served.
     """
     adapters: dict[tuple[Any, ...], CausalLM] = {}  # a model is checked once
 
