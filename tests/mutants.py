@@ -694,7 +694,7 @@ MUTANTS = [
     ),
     Mutant(
         "hf-window-unread", "spectr_lite/huggingface/causal_lm.py",
-        '"window_size",\n    "attention', '"attention',
+        '"window_size", "attention', '"attention',
         "tests/test_architectures.py -k gpt_neo",
     ),
     Mutant(

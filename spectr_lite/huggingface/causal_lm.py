@@ -24,17 +24,11 @@ from transformers import Cache, PreTrainedModel
 from spectr_lite.models.interface import ANY_LENGTH
 
 PREFIX, FAR = 48, 1024  # of the tree that a model reads first: tokens before the fork, and slots
-WINDOWS = (  # up to so many tokens the attention is plain; names in the configurations of transformers
-    "sliding_window",
-    "sliding_window_size",
-    "window_size",
-    "attention_window_size",
-    "attention_chunk_size",
-    "local_attention",
-    "local_attention_window_len",
-    "keep_window_size",
-    "index_topk",
-)
+# Up to so many tokens the attention is plain: names in the configurations of transformers.
+# fmt: off
+WINDOWS = ("sliding_window", "sliding_window_size", "window_size", "attention_window_size", "index_topk",
+           "attention_chunk_size", "local_attention", "local_attention_window_len", "keep_window_size")
+# fmt: on
 
 
 class SlotCache(Cache):
@@ -85,8 +79,7 @@ class CausalLM:
     """A `LanguageModel` for the loop, from a model of transformers, whose weights it shares.
 
     `vocab_size`, if given, cuts the model's vocabulary or extends it by tokens of probability zero:
-    models of one family are often padded to different widths. A model that changes after its check,
-    by `set_attn_implementation` or `train()`, is checked again before it reads the next texts.
+    models of one family are often padded to different widths.
     Raises TypeError for what is no such model and ValueError for one that cannot read a tree.
     """
 
@@ -98,23 +91,14 @@ class CausalLM:
                 "such as AutoModelForCausalLM.from_pretrained(...); of a PeftModel give "
                 "peft_model.base_model.model."
             )
-        self.model = model
-        self.wanted_size = vocab_size
-        self._check()
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def _check(self) -> None:
-        model, name = self.model, type(self.model).__name__
+        self.model, name = model, type(model).__name__
         self.reach = check_architecture(model)
         self.checked = fingerprint(model)
         self.rows = embedding_rows(model)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.config = SimpleNamespace(context=context or ANY_LENGTH.context)
         try:
-            wrong = self._read_a_tree()
+            wrong = self._read_a_tree(vocab_size)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # models of other kinds raise whatever they like
@@ -134,18 +118,16 @@ class CausalLM:
                 "at run time. Choose a Transformer with plain causal attention."
             )
 
-    def new_cache(self, batch: int, slots: int) -> SlotCache:
-        if self.checked != fingerprint(self.model):
-            size = self.vocab_size
-            self._check()
-            if self.vocab_size != size:
-                raise ValueError(
-                    f"{type(self.model).__name__}: its vocabulary went from {size} to "
-                    f"{self.vocab_size} tokens after it was checked. Make a new decoder."
-                )
-        return self._new_cache(batch, slots)
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
 
-    def _new_cache(self, batch: int, slots: int) -> SlotCache:
+    def new_cache(self, batch: int, slots: int) -> SlotCache:
+        if self.checked != (now := fingerprint(self.model)):
+            raise ValueError(
+                f"{type(self.model).__name__}: it was checked with {self.checked} and has {now} now "
+                "(attention, training, dtype, vocabulary). Make a new decoder or load the pair again."
+            )
         if self.reach is not None and slots > self.reach:
             raise ValueError(
                 f"{type(self.model).__name__}: its attention changes beyond {self.reach} tokens (a "
@@ -176,7 +158,7 @@ class CausalLM:
         return torch.nn.functional.pad(logits, (0, extra), value=-torch.inf) if extra else logits
 
     @torch.no_grad()
-    def _read_a_tree(self) -> float:
+    def _read_a_tree(self, vocab_size: int | None) -> float:
         """How far the logits on a tree are off, as a share of their range.
 
         The tree forks behind a prefix; after reading it the second branch is moved from far slots
@@ -190,7 +172,7 @@ class CausalLM:
         texts = torch.tensor([[*prefix, c, d, e], [*prefix, e, f, c]], device=self.device)
         plain = self.model(input_ids=texts, use_cache=False, return_dict=True).logits.double()
         self.own_size = plain.shape[-1]
-        self.vocab_size = self.wanted_size or self.own_size
+        self.vocab_size = vocab_size or self.own_size
         places = [*range(n + 2), n, n + 1], [*range(n + 2), far, far + 1]
         tokens, positions, slots = (
             torch.tensor([row], device=self.device) for row in (ids, *places)
@@ -198,7 +180,7 @@ class CausalLM:
         slot = torch.arange(far + 2, device=self.device)
         mask = slot <= slots[0, :, None]  # the second branch does not see the first
         mask[-2:] &= (slot < n) | (slot >= far)
-        cache = self._new_cache(1, far + 2)
+        cache = self.new_cache(1, far + 2)
         found = [
             self(tokens[:, p], positions[:, p], cache, slots[:, p], mask[None, p])
             for p in (slice(0, n), slice(n, n + 4))
@@ -237,11 +219,15 @@ def check_architecture(model: PreTrainedModel) -> int | None:
             f"{name}: found attn_implementation={kernel!r}, which takes no tree mask. Call "
             "model.set_attn_implementation('sdpa') first."
         )
-    if "position_ids" not in inspect.signature(model.forward).parameters:
+    alibi = getattr(config, "alibi", False)
+    if alibi or "position_ids" not in inspect.signature(model.forward).parameters:
         state = ", and carries a recurrent state" if model._is_stateful else ""
+        found = (
+            "found alibi=True, which counts slots" if alibi else f"it takes no position_ids{state}"
+        )
         raise ValueError(
-            f"{name}: it takes no position_ids{state}, and drafts side by side share their positions. "
-            "Choose a model with rotary or learned positions."
+            f"{name}: {found}, and drafts side by side share their positions. Choose a model with "
+            "rotary or learned positions."
         )
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if model._is_stateful or kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
@@ -249,11 +235,6 @@ def check_architecture(model: PreTrainedModel) -> int | None:
             f"{name}: it attends sparsely or carries a recurrent state ({', '.join(sorted(kinds))}), "
             "which cannot be rolled back to where a draft was refused. Choose a model whose layers "
             "all attend."
-        )
-    if getattr(config, "alibi", False):
-        raise ValueError(
-            f"{name}: found alibi=True. Its attention counts the slots between two tokens, and drafts "
-            "side by side are apart. Choose a model with rotary or learned positions."
         )
     limits = []
     if kinds != {"full_attention"} or getattr(config, "use_sliding_window", True):

@@ -89,7 +89,7 @@ def write(
                 break
             step = texts.new_tensor(
                 [
-                    tokens.pop(0) if wanted else pad_token
+                    tokens.pop(0) if wanted else int(pad_token)  # type: ignore[arg-type]
                     for tokens, wanted in zip(waiting, written, strict=True)
                 ]
             )
