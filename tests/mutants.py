@@ -628,7 +628,7 @@ MUTANTS = [
     Mutant(
         "hf-end-token-ignored", "spectr_lite/huggingface/generate.py",
         "if 0 <= i < target.vocab_size", "if i < 0",
-        "tests/test_hf.py -k 'greedy_text_under or no_draft_model or sampled'",
+        "tests/test_generate_contract.py -k behind_an_end",
     ),
     Mutant(
         "hf-one-token-too-few", "spectr_lite/huggingface/generate.py",
@@ -685,7 +685,7 @@ MUTANTS = [
     Mutant(
         "hf-processor-reads-refused-drafts", "spectr_lite/huggingface/processors.py",
         "self.tokens.scatter_(1, destination, self.tokens.gather(1, source))", "pass",
-        "tests/test_hf.py -k 'greedy_text_under or sampled'",
+        "tests/test_generate_contract.py -k asked",
     ),
     Mutant(
         "hf-text-of-another-node", "spectr_lite/huggingface/processors.py",

@@ -1,6 +1,6 @@
 """Every architecture of the installed transformers inside `generate`: the same text, or a refusal.
 
-The models are tiny and random (tiny_architectures.py); windows are 8 tokens, contexts 32. Greedy
+The models are tiny and random (tiny_architectures.py); windows are 8 tokens, contexts 24. Greedy
 texts show every logit: equal logits under the same coins are also equal distributions.
 """
 
@@ -26,7 +26,6 @@ NOT_BUILT = {  # not to be had tiny, or `generate` itself cannot write with them
     "gemma4_assistant": "it reads the cache of the model that it drafts for",
     "gemma4_unified_assistant": "it reads the cache of the model that it drafts for",
     "gemma3n": "it needs the package timm",
-    "prophetnet": "generate itself runs out of its positions",
     "musicgen": "it writes audio codes behind an encoder",
     "musicgen_melody": "it writes audio codes behind an encoder",
 }

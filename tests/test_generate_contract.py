@@ -29,6 +29,7 @@ from transformers.generation.streamers import BaseStreamer  # noqa: E402
 
 from spectr_lite.huggingface import decoder  # noqa: E402
 from spectr_lite.huggingface.causal_lm import CausalLM  # noqa: E402
+from spectr_lite.huggingface.processors import Processed  # noqa: E402
 
 V = 8
 SIZES = {
@@ -141,25 +142,41 @@ def test_nothing_behind_an_end_token_is_asked(pair, eos):
     assert torch.equal(plain, ours)
 
 
-def test_nothing_behind_a_token_without_probability_is_asked(pair):
-    """The draft is wider open: its own first token is not the target's."""
-    from spectr_lite.huggingface.processors import Processed
+def asked_texts(processor, target):
+    """The new tokens of each text that `processor` is asked about: a tree, then the next root.
 
-    target, _ = pair
+    Slots 0 to 3 hold the prompt, whose last token is the root; then come two paths of two tokens.
+    """
     asked = []
 
-    def processor(text, scores):
+    def recording(text, scores):
         asked.append(text[0, 4:].tolist())
+        return processor(text, scores)
+
+    seen = torch.ones(1, 4, dtype=torch.bool)
+    wrapped = Processed(CausalLM(target), [recording], PROMPT, seen, 9, [], is_draft=False)
+    cache, slots = wrapped.new_cache(1, 9), torch.arange(9)[None]
+    mask = slots <= slots.mT
+    wrapped(PROMPT[:, :3], slots[:, :3], cache, slots[:, :3], mask[None, :3, :4])
+    mask[6:8, 4:6] = False
+    tree = torch.tensor([[7, 1, 5, 2, 3]])
+    positions = torch.tensor([[3, 4, 5, 4, 5]])
+    wrapped(tree, positions, cache, slots[:, 3:8], mask[None, 3:8])
+    cache.move(slots[:, 6:8], slots[:, 4:6])
+    wrapped(tree[:, 1:2], slots[:, 6:7], cache, slots[:, 6:7], slots[None] <= 6)
+    return asked
+
+
+def test_nothing_behind_a_token_without_probability_is_asked(pair):
+    def forbids_five(text, scores):
         return scores.index_fill(1, torch.tensor([5]), -torch.inf)
 
-    mask = torch.ones(1, 4, dtype=torch.bool)
-    wrapped = Processed(CausalLM(target), [processor], PROMPT, mask, 9, [], is_draft=False)
-    cache = wrapped.new_cache(1, 9)
-    slots = torch.arange(9)[None]
-    causal = (slots[0] <= slots[0, :, None])[None]
-    wrapped(PROMPT[:, :3], slots[:, :3], cache, slots[:, :3], causal[:, :3, :4])
-    wrapped(torch.tensor([[7, 1, 5, 2]]), slots[:, 3:7], cache, slots[:, 3:7], causal[:, 3:7])
-    assert asked == [[], [1]]
+    assert asked_texts(forbids_five, pair[0]) == [[], [1], [2], [2, 3], [2, 3, 1]]
+
+
+def test_every_node_is_asked_and_then_the_path_that_was_kept(pair):
+    texts = [[], [1], [2], [1, 5], [2, 3], [2, 3, 1]]
+    assert asked_texts(lambda text, scores: scores, pair[0]) == texts
 
 
 class Warmer(TemperatureLogitsWarper):

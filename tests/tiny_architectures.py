@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
 
-CONTEXT, WINDOW = 32, 8
+CONTEXT, WINDOW = 24, 8
 SIZES: dict[str, int] = {}
 for size, names in [
     (32, "hidden_size d_model n_embd dim embedding_size embed_dim"),
@@ -42,6 +42,7 @@ CHANGES: dict[str, dict[str, Any]] = {  # what some configurations ask for besid
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "lfm2_moe": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
+    "prophetnet": {"num_hidden_layers": None, "num_encoder_layers": 2, "num_decoder_layers": 2},
     "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "xlnet": {"max_position_embeddings": None},
     "xlstm": {"v_head_dim": None},
