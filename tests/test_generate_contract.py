@@ -142,6 +142,22 @@ def test_nothing_behind_an_end_token_is_asked(pair, eos):
     assert torch.equal(plain, ours)
 
 
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_row_that_has_ended_shows_padding(pair, late):
+    """One row ends at its second token; the function knows no other text behind an end."""
+
+    def allowed(row, text):
+        new = text[4:].tolist()
+        if 0 in new:
+            assert set(new[new.index(0) + 1 :]) <= {7}
+            return [7]
+        return [0] if row != late and new else [1, 2, 3, 5]
+
+    settings = {"eos_token_id": 0, "pad_token_id": 7, "prefix_allowed_tokens_fn": allowed}
+    plain, ours = both(pair[0], loop_of(pair[1]), TWO, **settings)
+    assert torch.equal(plain, ours)
+
+
 def asked_texts(processor, target):
     """The new tokens of each text that `processor` is asked about: a tree, then the next root.
 
@@ -154,7 +170,7 @@ def asked_texts(processor, target):
         return processor(text, scores)
 
     seen = torch.ones(1, 4, dtype=torch.bool)
-    wrapped = Processed(CausalLM(target), [recording], PROMPT, seen, 9, [], is_draft=False)
+    wrapped = Processed(CausalLM(target), [recording], PROMPT, seen, 9, [], 0, is_draft=False)
     cache, slots = wrapped.new_cache(1, 9), torch.arange(9)[None]
     mask = slots <= slots.mT
     wrapped(PROMPT[:, :3], slots[:, :3], cache, slots[:, :3], mask[None, :3, :4])

@@ -90,7 +90,9 @@ def decoder(
             i for stop in stops for i in stop.eos_token_id.tolist() if 0 <= i < target.vocab_size
         ]
         check_processors(logits_processor, input_ids, target.vocab_size, length, ends)
-        request = logits_processor, input_ids, mask, length, ends
+        pad = generation_config._pad_token_tensor
+        padding = int(pad) if pad is not None else 0
+        request = logits_processor, input_ids, mask, length, ends, padding
         draft = None
         if num_drafts and draft_model is not None:
             draft = adapted(draft_model, target.vocab_size)
@@ -108,7 +110,6 @@ def decoder(
             generator=int(torch.randint(2**62, ())),
             stop_tokens=ends,
         )
-        pad = generation_config._pad_token_tensor
         texts, taken = write(turns, input_ids, stopping_criteria, pad, streamer_of_generate())
         made = DecoderOutput.of(texts, taken)
         custom_generate.output = made  # type: ignore[attr-defined]

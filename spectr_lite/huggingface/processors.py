@@ -66,12 +66,13 @@ class Processed:
         mask: Tensor,
         max_new_tokens: int,
         end_tokens: Sequence[int],
+        pad_token: int,
         *,
         is_draft: bool,
     ) -> None:
         self.model, self.processors, self.input_ids = model, processors, input_ids
         self.config, self.vocab_size, self.device = model.config, model.vocab_size, model.device
-        self.max_new_tokens, self.is_draft = max_new_tokens, is_draft
+        self.max_new_tokens, self.pad_token, self.is_draft = max_new_tokens, pad_token, is_draft
         self.end_tokens = torch.tensor([*end_tokens], dtype=torch.int64, device=self.device)
         self.prompt_length = mask.sum(1)
         self.longest = int(self.prompt_length.max())
@@ -111,11 +112,13 @@ class Processed:
             for number in range(1, int(turn.max()) + 1):
                 has, node = (turn == number).any(1), (turn == number).int().argmax(1)
                 # A row that is ahead shows its beginning. One that has ended, or has no text of this
-                # length yet, goes on with its end token, as it would in `generate`.
+                # length yet, goes on with an end token and padding, as `generate` shows ended rows.
                 seen = new[row, node]
                 order = seen.int().argsort(dim=1, descending=True, stable=True)[:, :length]
                 behind = torch.arange(length, device=mask.device) >= seen.sum(1, keepdim=True)
                 drafted = cache.tokens.gather(1, order).masked_fill(behind, end[0])
+                ends = torch.isin(drafted, self.end_tokens).long()
+                drafted = drafted.masked_fill(ends.cumsum(1) > ends, self.pad_token)
                 text = torch.cat([self.input_ids, drafted], 1)
                 found = process(self.processors, text, scores[row, node])
                 scores[row[has], node[has]] = found[has]
