@@ -712,54 +712,80 @@ MUTANTS = [
     # --- transformers' generate ---
     Mutant(
         "hf-padding-is-text", "spectr_lite/huggingface/generate.py",
-        "prompts = [row[seen].tolist()", "prompts = [row.tolist()",
+        "[row[seen].tolist()", "[row.tolist()",
         "tests/test_hf.py -k 'greedy_text_under or no_draft_model'",
     ),
     Mutant(
         "hf-end-token-ignored", "spectr_lite/huggingface/generate.py",
-        "stop_tokens=sorted(ends)", "stop_tokens=[]",
-        "tests/test_hf.py -k 'greedy_text_under or no_draft_model or sampled'",
+        "if 0 <= i < target.vocab_size", "if i < 0",
+        "tests/test_generate_contract.py -k behind_an_end",
     ),
     Mutant(
-        "hf-one-token-too-many", "spectr_lite/huggingface/generate.py",
-        "max_new_tokens=longest - input_ids.shape[1],",
-        "max_new_tokens=longest - input_ids.shape[1] + 1,",
+        "hf-one-token-too-few", "spectr_lite/huggingface/generate.py",
+        "length = max(longest - input_ids.shape[1], 1)",
+        "length = max(longest - input_ids.shape[1] - 1, 1)",
         "tests/test_hf.py -k 'greedy_text_under or no_draft_model'",
     ),
     Mutant(
-        "hf-row-padded-to-its-own-length", "spectr_lite/huggingface/generate.py",
-        "text[: end if has_end else length]", "text[:end]",
+        "hf-ended-row-written-on", "spectr_lite/huggingface/outputs.py",
+        "(unfinished | (not ends))", "(unfinished | True)",
         "tests/test_hf.py -k stop",
     ),
     Mutant(
-        "hf-rows-written-on-for-nothing", "spectr_lite/huggingface/generate.py",
-        "(has_end or min(map(len, texts)) >= longest)", "has_end",
+        "hf-stopped-row-padded-without-an-end", "spectr_lite/huggingface/outputs.py",
+        "(unfinished | (not ends))", "unfinished",
         "tests/test_hf.py -k stop",
     ),
     Mutant(
-        "hf-criteria-asked-once-a-turn", "spectr_lite/huggingface/generate.py",
-        "range(before + 1, len(text) + 1)", "range(len(text), len(text) + 1)",
+        "hf-criteria-not-asked", "spectr_lite/huggingface/outputs.py",
+        "unfinished &= ~criteria(", "unfinished &= ~type(criteria)(criteria[:2])(",
         "tests/test_hf.py -k stopping_criteria",
     ),
     Mutant(
-        "hf-processor-reads-backwards", "spectr_lite/huggingface/generate.py",
-        "= cache.tokens[row, seen]", "= cache.tokens[row, seen.flip(0)]",
+        "hf-accepted-one-deeper", "spectr_lite/huggingface/outputs.py",
+        "t.accepted[:, None] > depth", "t.accepted[:, None] >= depth + 2",
+        "tests/test_generate_contract.py -k counts",
+    ),
+    Mutant(
+        "hf-asked-behind-the-limit", "spectr_lite/huggingface/processors.py",
+        "range(min(int(count.max()) + 1, self.max_new_tokens))", "range(int(count.max()) + 1)",
+        "tests/test_generate_contract.py -k 'nothing_behind'",
+    ),
+    Mutant(
+        "hf-asked-behind-the-end", "spectr_lite/huggingface/processors.py",
+        "torch.isin(tokens, self.end_tokens))", "torch.zeros_like(tokens, dtype=torch.bool))",
+        "tests/test_generate_contract.py -k 'nothing_behind'",
+    ),
+    Mutant(
+        "hf-derived-warpers-trusted", "spectr_lite/huggingface/processors.py",
+        "not {type(processor) for processor in processors} <= SCORES_ALONE",
+        "not all(isinstance(processor, tuple(SCORES_ALONE)) for processor in processors)",
+        "tests/test_generate_contract.py -k derived",
+    ),
+    Mutant(
+        "hf-processor-reads-backwards", "spectr_lite/huggingface/processors.py",
+        "cache.tokens.gather(1, order)", "cache.tokens.gather(1, order.flip(1))",
         "tests/test_hf.py -k 'greedy_text_under or sampled'",
     ),
     Mutant(
-        "hf-processor-misses-a-token", "spectr_lite/huggingface/generate.py",
+        "hf-processor-misses-a-token", "spectr_lite/huggingface/processors.py",
         "(slot >= self.prompt_length[:, None])", "(slot > self.prompt_length[:, None])",
         "tests/test_hf.py -k 'greedy_text_under or sampled'",
     ),
     Mutant(
-        "hf-processor-reads-refused-drafts", "spectr_lite/huggingface/generate.py",
+        "hf-processor-reads-refused-drafts", "spectr_lite/huggingface/processors.py",
         "self.tokens.scatter_(1, destination, self.tokens.gather(1, source))", "pass",
+        "tests/test_generate_contract.py -k asked",
+    ),
+    Mutant(
+        "hf-text-of-another-node", "spectr_lite/huggingface/processors.py",
+        "seen = new[row, node]", "seen = new[row, node * 0]",
         "tests/test_hf.py -k 'greedy_text_under or sampled'",
     ),
     Mutant(
-        "hf-text-of-another-node", "spectr_lite/huggingface/generate.py",
-        "seen = new[row, chosen[row]].nonzero()", "seen = new[row, rows[0] * 0].nonzero()",
-        "tests/test_hf.py -k 'greedy_text_under or sampled'",
+        "hf-window-unread", "spectr_lite/huggingface/causal_lm.py",
+        '"window_size", "attention', '"attention',
+        "tests/test_architectures.py -k gpt_neo",
     ),
     Mutant(
         "hf-always-samples", "spectr_lite/huggingface/generate.py",
@@ -773,7 +799,7 @@ MUTANTS = [
     ),
     Mutant(
         "hf-any-model-reads-a-tree", "spectr_lite/huggingface/causal_lm.py",
-        "if not wrong <= torch.finfo(model.dtype).eps ** 0.5", "if wrong < 0",
+        "right = wrong <= torch.finfo(model.dtype).eps ** 0.5", "right = True",
         "tests/test_hf.py -k ignores_the_mask",
     ),
     # --- statistics ---

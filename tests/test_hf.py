@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteri
 
 from spectr_lite import decoding  # noqa: E402
 from spectr_lite.decoding import Turn  # noqa: E402
-from spectr_lite.huggingface import generate  # noqa: E402
+from spectr_lite.huggingface import generate, outputs  # noqa: E402
 from spectr_lite.huggingface.causal_lm import CausalLM  # noqa: E402
 from spectr_lite.models import TransformerConfig  # noqa: E402
 from spectr_lite.models.weights import from_weights  # noqa: E402
@@ -162,9 +162,12 @@ def test_rows_are_padded_or_written_on_to_one_length(has_end):
     blocks = torch.tensor([[[1, 9, 3], [4, 5, 6]], [[7, 8, 1], [9, 2, 3]], [[1, 1, 1], [1, 1, 1]]])
     two, three = torch.tensor([2, 2]), torch.tensor([3, 3])
     turns = iter([Turn(block[:, None, :2], block, two, two - 2, three) for block in blocks])
-    found = generate.read_until_stopped(turns, IDS[:2], [StopsAt(9)], has_end)
-    assert found == ([[1, 9] if has_end else [1, 9, 3, 7], [4, 5, 6, 9]], 4)
-    assert len([*turns]) == 1
+    criteria = StoppingCriteriaList([StopsAt(9)])
+    if has_end:
+        criteria.append(transformers.generation.EosTokenCriteria(39))
+    texts, taken = outputs.write(turns, IDS[:2], criteria, torch.tensor(0))
+    assert texts[:, 5:].tolist() == [[1, 9, 0, 0] if has_end else [1, 9, 3, 7], [4, 5, 6, 9]]
+    assert len(taken) == 2 and len([*turns]) == 1
 
 
 def test_a_maximum_among_the_criteria(pair):

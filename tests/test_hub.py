@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -14,11 +15,14 @@ from tokenizers import AddedToken, Tokenizer, models
 
 transformers = pytest.importorskip("transformers", minversion="5")
 
+from spectr_experiments import table1  # noqa: E402
+from spectr_experiments.command import run_at  # noqa: E402
 from spectr_lite.__main__ import main  # noqa: E402
 from spectr_lite.decoding import generate  # noqa: E402
 from spectr_lite.huggingface import pairs  # noqa: E402
 from spectr_lite.models import END_OF_TEXT  # noqa: E402
 
+HELD = SimpleNamespace(description="two prompts", sha256="0")
 WORDS = ["a", "b", "c", "d", "e", "f"]
 REAL = len(WORDS) + 1  # and END_OF_TEXT
 SIZES = {
@@ -243,3 +247,19 @@ def test_decode_takes_two_models_and_shapes_the_draft_alone(
     assert main(words) == 2
     assert "--target and --draft: give both of them" in capsys.readouterr().err
     assert main([*words, "--draft", folders[1], "--pair", "bundled"]) == 2
+
+
+def test_table1_takes_two_models(folders: tuple[str, str], tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    words = ["reproduce", "table1", "--device", "cpu", "--results", str(results), "--prompts", "2"]
+    words += ["--target", folders[0], "--draft", folders[1], "--cell", "kseq:2:2"]
+    tokens = {"tokens": [[0, 1, 2], [3, 4, 5]]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table1, "_prompts", lambda *_: SimpleNamespace(**tokens))
+        patch.setattr(table1.texts, "load", lambda *_, **__: HELD)
+        patch.setattr(table1, "NEW_TOKENS", 6)
+        patch.setattr(table1, "TIMED_TOKENS", 6)
+        assert main(words) == 0
+    (folder,) = results.glob("table1/*")
+    assert folder.name.startswith("large-small-")
+    assert run_at(folder).config["pair"] == " + ".join(folders)
