@@ -14,7 +14,7 @@ from wrong_variants import KNOWN_BIAS
 from spectr_lite import check, verifiers
 from spectr_lite import distributions as D
 from spectr_lite.check import compare, lossless, token_rules
-from spectr_lite.check.verdict import _p_value
+from spectr_lite.check.verdict import _p_values
 from spectr_lite.transport import optimal_acceptance
 from spectr_lite.verifiers import Verifier
 from spectr_lite.verifiers.kseq import KSeq
