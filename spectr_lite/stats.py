@@ -204,7 +204,7 @@ def _p_value(log_factors: np.ndarray) -> float:
 def unseen_error(n: int, probs: np.ndarray, level: float, power: float) -> float:
     """The largest error of any of `probs` that n samples can miss with probability 1 - power or more.
 
-    Each is tested by `binomial_p_values` at `level`. Larger errors, of either sign, are missed less often.
+    Each is tested by `binomial_p_values` at `level`. Larger errors, of any sign, are missed less often.
     """
 
     def missed(p: np.ndarray) -> np.ndarray:

@@ -67,7 +67,9 @@ def accused(rule: object, vocabulary: int, seeds: range) -> list[check.Verdict]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=100, help="of each wrong rule")
-    parser.add_argument("--right", type=int, default=1000, help="verdicts, shared by the right rules")
+    parser.add_argument(
+        "--right", type=int, default=1000, help="verdicts, shared by the right rules"
+    )
     parser.add_argument("--only", nargs="+", help="names of rules")
     parser.add_argument("--first-seed", type=int, default=0)
     args = parser.parse_args()

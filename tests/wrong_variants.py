@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spectr_lite.distributions import probability_of, sample
 from spectr_lite.verifiers import Verifier
-from spectr_lite.verifiers.kseq import optimal_rho, residual
+from spectr_lite.verifiers.kseq import KSeq, residual
 
 
 def one_after_another(
@@ -25,6 +25,11 @@ def one_after_another(
     return probs.scatter_add(-1, tokens.clamp_min(0).expand_as(first), first)
 
 
+def rho_of(draft: Tensor, target: Tensor, k: Tensor) -> Tensor:
+    """K-SEQ's rho* for k (...) drafts, worked out once for each number of them."""
+    return KSeq()._rho(draft, target, k, 2)
+
+
 class Deduplicated(Verifier):
     """Tests each distinct draft once, with the parameters for all k."""
 
@@ -32,7 +37,7 @@ class Deduplicated(Verifier):
         same = tokens.unsqueeze(-1) == tokens.unsqueeze(-2)
         repeated = same.tril(-1).any(-1)
         k = (tokens >= 0).sum(-1)
-        rho = optimal_rho(draft, target, k)
+        rho = rho_of(draft, target, k)
         left = residual(draft, target, rho, k)
         return one_after_another(draft, target, tokens.masked_fill(repeated, -1), rho, left)
 
@@ -49,7 +54,7 @@ class PlainResidual(Verifier):
     """The right rho, and the residual of a single draft."""
 
     def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
-        rho = optimal_rho(draft, target, (tokens >= 0).sum(-1))
+        rho = rho_of(draft, target, (tokens >= 0).sum(-1))
         return one_after_another(draft, target, tokens, rho, (target - draft).clamp_min(0))
 
 
@@ -58,7 +63,7 @@ class StaleCount(Verifier):
 
     def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         k = torch.full(tokens.shape[:-1], 3)
-        rho = optimal_rho(draft, target, k)
+        rho = rho_of(draft, target, k)
         return one_after_another(draft, target, tokens, rho, residual(draft, target, rho, k))
 
 
@@ -67,7 +72,7 @@ class OfTwoMore(Verifier):
 
     def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         k = (tokens >= 0).sum(-1) + 2
-        rho = optimal_rho(draft, target, k)
+        rho = rho_of(draft, target, k)
         return one_after_another(draft, target, tokens, rho, residual(draft, target, rho, k))
 
 

@@ -4,10 +4,10 @@ Where V^(k+1) allows it, the distribution of Y is enumerated. Elsewhere a Verifi
 pair with its tokens merged to a few classes of similar target/draft: a lossless rule is lossless there
 too. Always, tokens drawn by `select` are counted by token, by classes in the order of target/draft (a
 bias lies along it as a rule) and of target, and up to each class. For a Verifier that is not enumerated
-P(Y = y | drafts), which varies less than a draw, is tested as well, and the draws are tested against it.
+P(Y = y | drafts), which varies less than a draw, is tested as well, and the draws against it.
 
-The tests are exact (stats.py) and share FALSE_ALARM equally. For several pairs, a set's count is a sum of
-different binomials: at least one away from its mean, its tails are at most those of one binomial with
+The tests are exact (stats.py) and share FALSE_ALARM equally. For several pairs a set's count is a sum
+of different binomials: at least one away from its mean, its tails are at most those of one binomial with
 the average probability (Hoeffding, Ann. Math. Stat. 27, 1956).
 """
 
@@ -120,7 +120,7 @@ class Verdict:
         lines = [f"{self.verifier}, k={self.k}: {words.get(self.answer, self.answer)}"]
         if not self.biased:
             lines.append(
-                f"  a TV above {self.detectable:.2g} along target/draft: seen by {POWER:.0%} of such samples"
+                f"  a TV above {self.detectable:.2g} along target/draft is seen in {POWER:.0%} of cases"
             )
         error = self.total_variation if self.merged is None else self.merged
         where = "" if self.merged is None else " with tokens merged to classes of target/draft"
