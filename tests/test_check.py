@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from wrong_variants import KNOWN_BIAS
+from verdict_power import DRAWS_ONLY, RIGHT, WRONG, judge
+from wrong_variants import KNOWN_BIAS, OfTwoMore
 
 from spectr_lite import check, verifiers
 from spectr_lite import distributions as D
@@ -398,6 +399,115 @@ def test_a_large_vocabulary_is_sampled_in_pieces():
     assert lossless(KeepFirst, draft, target, 1, samples=4_000, generator=0).biased
 
 
+# --- a vocabulary too large to enumerate (tests/verdict_power.py: 32,000, and many times) ---
+
+
+def rule_name(rule):
+    return rule if isinstance(rule, str) else getattr(rule, "name", "") + type(rule).__name__
+
+
+@pytest.mark.parametrize("rule", [*WRONG, *DRAWS_ONLY], ids=rule_name)
+def test_every_wrong_rule_is_caught_at_size(rule):
+    (verdict,) = judge(rule, 300, range(1), samples=6_250)
+    assert verdict.answer == "biased"
+    assert verdict.total_variation is None
+    assert "NOT lossless" in str(verdict)
+    if rule in DRAWS_ONLY:
+        assert "\n  where target/draft is " in str(verdict)
+        assert 1 <= len(verdict.ratios) <= 4
+
+
+@pytest.mark.parametrize("rule", RIGHT)
+def test_no_right_rule_is_accused_at_size(rule):
+    (verdict,) = judge(rule, 200, range(1), samples=1_000)
+    assert verdict.answer == "no bias found"
+    assert not verdict.lossless
+    assert verdict.merged < 1e-10
+    assert min(verdict.p_value, verdict.agreement) > 0.01
+    assert verdict.over == verdict.under == verdict.ratios == ()
+    assert 0.1 < verdict.detectable < 0.15
+
+
+class WrongAtSize(KSeq):
+    """The parameters of two drafts more, once there are more than ten tokens."""
+
+    def _given_drafts(self, draft, target, tokens):
+        rule = super() if draft.shape[-1] <= 10 else OfTwoMore()
+        return rule._given_drafts(draft, target, tokens)
+
+
+def test_a_law_that_is_wrong_only_at_size_is_seen():
+    """Its `_select` and the merged pair are right; what is left is P(Y = y | drafts)."""
+    draft, target = D.zipf(1_000)
+    verdict = lossless(WrongAtSize, draft, target, 8, samples=6_250, generator=0)
+    assert verdict.merged < 1e-12
+    assert verdict.p_value < verdict.false_alarm
+    assert verdict.answer == "biased"
+
+
+def test_a_select_that_leaves_its_law_is_seen_at_size():
+    verdict = lossless(TwoFaced, *D.zipf(500), 4, samples=6_250, generator=0)
+    assert verdict.merged < 1e-12
+    assert verdict.agreement < verdict.false_alarm
+    assert "disagrees with the rule's own output_distribution" in str(verdict)
+
+
+class NoLaw(KSeq):
+    def _given_drafts(self, draft, target, tokens):
+        return super()._given_drafts(draft, target, tokens) * float("nan")
+
+
+def test_a_law_that_is_not_finite_is_named():
+    with pytest.raises(
+        ValueError, match=r"verifier: kseq\._given_drafts has entries that are not fin"
+    ):
+        lossless(NoLaw, *D.zipf(500), 4, samples=100, generator=0)
+    verdict = lossless(NoLaw, *D.five_tokens(), 2, samples=100, generator=0)
+    assert verdict.answer == "biased"
+
+
+@pytest.mark.parametrize(
+    ("n", "rare"), [(200_000, 6e-5), (200_000, 5e-5), (2_000, 0.004), (50, 0.3), (20, 1e-3)]
+)
+def test_the_false_alarm_of_small_cells_is_exact(n, rare):
+    """Two tokens, every count of the rare one: chi-square alone accused 2.3e-5 of 200,000 x 6e-5."""
+    counts = np.arange(min(n, 400) + 1)
+    found = [3 * min(p_values(np.array([n - c, c]), np.array([1 - rare, rare]))) for c in counts]
+    alarm = stats.binom.pmf(counts, n, rare)[np.array(found) < 1e-6].sum()
+    assert alarm + stats.binom.sf(counts[-1], n, rare) < 1e-6
+
+
+def test_what_is_said_to_be_detectable_is_detected():
+    """By enumeration: two tokens, and an output wrong by just more than `detectable`."""
+    draft, target, n = np.array([0.7, 0.3]), np.array([0.4, 0.6]), 500
+    verdict = lossless(TargetSampler, draft, target, 2, samples=n, generator=0)
+    counts = np.arange(n + 1)
+    found = [3 * min(p_values(np.array([c, n - c]), target)) < 1e-6 for c in counts]
+    for sign in (1, -1):
+        wrong = target[0] + sign * verdict.detectable * 1.001
+        assert stats.binom.pmf(counts, n, wrong)[found].sum() >= 0.99
+    assert verdict.detectable < 0.2
+
+
+def test_pairs_with_different_masses_keep_the_false_alarm():
+    """The sum of two different binomials: its exact tail is below what is reported of it."""
+    masses, n = np.array([[0.05, 0.95], [0.6, 0.4]]), 40
+    one, two = (stats.binom.pmf(np.arange(n + 1), n, mass) for mass in masses[:, 0])
+    exact = np.convolve(one, two)
+    own = torch.tensor([[[0, 1], [0, 1]]] * 2)
+    for total in range(2 * n + 1):
+        first = min(total, n)
+        counts = np.array([[first, n - first], [total - first, n - total + first]])
+        tail = min(exact[: total + 1].sum(), exact[total:].sum())
+        assert _p_values(counts, masses, own)[2] >= min(1, 2 * tail) * (1 - 1e-9)
+
+
+def test_noise_is_no_total_variation_above_one():
+    draft, target = D.zipf(2_000)
+    verdict = lossless("target-only", draft, target, 2, samples=20, generator=0)
+    assert verdict.noise == pytest.approx(verdict.sampled, abs=0.05)
+
+
 def test_a_seed_repeats_the_verdict():
     first, again, other = (
         lossless("kseq", *D.five_tokens(), 2, samples=5_000, generator=seed) for seed in (3, 3, 4)
@@ -409,13 +519,13 @@ def test_a_seed_repeats_the_verdict():
 
 
 def test_the_false_alarm_rate_is_kept():
-    """p-values of a lossless rule are uniform: 200 verdicts, a twentieth of them below 0.05."""
+    """A lossless rule: of 200 verdicts no more than a twentieth has a p-value below 0.05."""
     draft, target = D.dirichlet(6, 2.0, 0)
     p_values = [
         lossless("target-only", draft, target, 2, samples=2_000, generator=seed).p_value
         for seed in range(200)
     ]
-    assert abs(np.mean(np.array(p_values) < 0.05) - 0.05) < 4 * (0.05 * 0.95 / 200) ** 0.5
+    assert np.mean(np.array(p_values) < 0.05) < 0.05 + 4 * (0.05 * 0.95 / 200) ** 0.5
 
 
 def test_a_verdict_becomes_json():

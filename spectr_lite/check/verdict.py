@@ -46,6 +46,7 @@ CHUNK = 2_000_000  # numbers (rows x V, rows x k) in one call of the rule
 CLASSES = (
     32  # of tokens, along each of two orders; one more holds the tokens that are never drafted
 )
+MERGED_NUMBERS = 100_000  # pairs x V^(k+1) after merging: V = 3 for eight drafts
 MOST_LAWS, LAW_NUMBERS = 10_000, 32_000_000  # P(Y = y | drafts): rows, and numbers in all of them
 
 
@@ -290,7 +291,8 @@ def _p_values(counts: np.ndarray, probs: np.ndarray, classes: Tensor) -> list[fl
 
 def _merged_error(rule: Asked, pairs: Pairs, k: int) -> float | None:
     """Total variation of Y from the target on pairs merged to classes of target/draft."""
-    number = int((table.EXACT_LIMIT / len(pairs.draft)) ** (1 / (k + 1)) + 1e-9)
+    most = min(MERGED_NUMBERS, table.EXACT_LIMIT) / len(pairs.draft)
+    number = int(most ** (1 / (k + 1)) + 1e-9)
     if number < 2:
         return None
     classes = _classes(pairs, by_ratio(pairs.draft, pairs.target), number)
