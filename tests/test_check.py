@@ -508,6 +508,21 @@ def test_noise_is_no_total_variation_above_one():
     assert verdict.noise == pytest.approx(verdict.sampled, abs=0.05)
 
 
+class Counted(KeepFirst):
+    """Says token 1 in 280 of 400 draws, whatever is drafted."""
+
+    def select(self, draft, target, tokens, generator):
+        return (np.arange(len(tokens)) < 280).astype(int)
+
+
+def test_the_tests_share_the_false_alarm():
+    """Three tests of the draws: by token, over all tokens, by set. The smallest counts three times."""
+    verdict = lossless(Counted, [0.5, 0.5], [0.4, 0.6], 2, samples=400, generator=0)
+    one = 2 * 2 * stats.binom.sf(279, 400, 0.6)  # two sides, two tokens
+    assert verdict.p_value == pytest.approx(3 * one)
+    assert verdict.answer == "no bias found"
+
+
 def test_a_seed_repeats_the_verdict():
     first, again, other = (
         lossless("kseq", *D.five_tokens(), 2, samples=5_000, generator=seed) for seed in (3, 3, 4)
