@@ -20,6 +20,9 @@ import numpy as np
 from scipy import special, stats
 
 
+TINY = 1e-300  # SciPy's binomials overflow below
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean and its two-sided 95% confidence interval, from n independent values."""
@@ -154,6 +157,7 @@ def mean_deviation(n: int, probs: np.ndarray) -> np.ndarray:
     >>> round(float(mean_deviation(2, np.array(0.5))), 6)  # |X - 1| is 1, 0 or 1
     0.5
     """
+    probs = probs.clip(TINY, 1)
     m = np.floor(n * probs) + 1
     return 2 * m * (1 - probs) * stats.binom.pmf(m, n, probs)
 
@@ -208,6 +212,7 @@ def unseen_error(n: int, probs: np.ndarray, level: float, power: float) -> float
     """
 
     def missed(p: np.ndarray) -> np.ndarray:
+        p = p.clip(TINY, 1)
         count = stats.binom.isf(level / 2, n, p) + 1  # the fewest that are too many
         with np.errstate(invalid="ignore"):
             needed = np.where(count > n, 1.0, stats.beta.ppf(power, count, n - count + 1))

@@ -746,7 +746,7 @@ MUTANTS = [
     Mutant(
         "check-sets-not-corrected", "spectr_lite/check/verdict.py",
         "tails.min() * tails.size", "tails.min()",
-        "tests/test_check.py -k small_cells",
+        "tests/test_check.py -k share",
     ),
     Mutant(
         "check-tests-not-corrected", "spectr_lite/check/verdict.py",
@@ -815,7 +815,7 @@ MUTANTS = [
     ),
     Mutant(
         "check-over-and-under-swapped", "spectr_lite/check/verdict.py",
-        "error = produced - wanted\n", "error = wanted - produced\n",
+        "if share.produced > share.target]", "if share.produced < share.target]",
         "tests/test_check.py -k strangers_are_judged",
     ),
     Mutant(

@@ -144,7 +144,7 @@ def test_bets_gain_from_a_small_variance():
 
 
 def test_the_mean_deviation_is_that_of_the_binomial():
-    for n, prob in itertools.product((1, 7, 40), (0.0, 1e-9, 0.013, 0.5, 0.8, 1.0)):
+    for n, prob in itertools.product((1, 7, 40), (0.0, 6.5e-309, 1e-9, 0.013, 0.5, 0.8, 1.0)):
         counts = np.arange(n + 1)
         expected = (np.abs(counts - n * prob) * stats.binom.pmf(counts, n, prob)).sum()
         assert mean_deviation(n, np.array(prob)) == pytest.approx(expected, rel=1e-9, abs=1e-15)
@@ -161,6 +161,6 @@ def test_an_error_larger_than_the_unseen_one_is_seen():
         sides = [s for s in (prob - least, prob + least) if 0 <= s <= 1]
         assert all(power(prob, side) >= 0.99 - 1e-9 for side in sides)
         assert min(power(prob, side + (prob - side) * 0.05) for side in sides) < 0.99
-    assert unseen_error(n, np.array([0.0, 1.0]), level, 0.99) < 0.02
+    assert unseen_error(n, np.array([0.0, 6.5e-309, 1.0]), level, 0.99) < 0.02
     assert unseen_error(3, np.array([0.5]), 1e-6, 0.99) == 0.5
     assert unseen_error(3, np.array([]), 1e-6, 0.99) == 0

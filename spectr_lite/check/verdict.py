@@ -213,6 +213,9 @@ def lossless(
     against = _p_values(counts, wanted, classes)
     error = merged = None
     agreeing: list[float] = []
+    over: tuple[TokenShare, ...] = ()
+    under: tuple[TokenShare, ...] = ()
+    ratios: tuple[RatioShare, ...] = ()
     if claimed is not None:
         error = largest_error(claimed, pairs)
         # Claims that are no probabilities are an error already; they are mended for the test's sake.
@@ -220,7 +223,7 @@ def lossless(
         mended /= mended.sum(-1, keepdims=True).clip(1e-300)
         agreeing = _p_values(counts, mended, classes)
     elif bets:
-        merged = _merged_error(rule, pairs, k)
+        merged, ratios = _merged(rule, pairs, k)
         said, means, drawn = (np.concatenate(part) for part in zip(*bets, strict=True))
         against.append(betting_p_value(said, means, EXACT_TOLERANCE))
         agreeing = [betting_p_value(drawn, said, EXACT_TOLERANCE)]
@@ -233,8 +236,9 @@ def lossless(
     found = counts / number  # what the wrong tokens are read from; better from a distribution
     if claimed is not None and wrong:
         found = np.nan_to_num(claimed) / count
-    shown = seen or (claimed is not None and wrong)
-    over, under = _wrong_tokens(found, wanted / count) if shown else ((), ())
+    if seen or (claimed is not None and wrong):
+        over, under = _wrong_tokens(found, wanted / count)
+        ratios = _wrong_ratios(_sums(found, classes).sum(0), pairs, by_ratios)
     proven = error is not None and rule.gives_laws
     edges = masses.mean(0)[CLASSES + 1 : 2 * CLASSES + 1]  # P(target/draft <= r)
     return Verdict(
@@ -254,7 +258,7 @@ def lossless(
         false_alarm=FALSE_ALARM,
         over=over,
         under=under,
-        ratios=_wrong_ratios(found, pairs, by_ratios) if shown else (),
+        ratios=ratios if seen or wrong else (),
     )
 
 
@@ -289,31 +293,34 @@ def _p_values(counts: np.ndarray, probs: np.ndarray, classes: Tensor) -> list[fl
     return [single.min() * counts.size, spread_p_value(counts, probs), tails.min() * tails.size]
 
 
-def _merged_error(rule: Asked, pairs: Pairs, k: int) -> float | None:
-    """Total variation of Y from the target on pairs merged to classes of target/draft."""
+def _merged(rule: Asked, pairs: Pairs, k: int) -> tuple[float | None, tuple[RatioShare, ...]]:
+    """As enumerated on pairs merged to classes of target/draft: the error, and the worst classes."""
     most = min(MERGED_NUMBERS, table.EXACT_LIMIT) / len(pairs.draft)
     number = int(most ** (1 / (k + 1)) + 1e-9)
     if number < 2:
-        return None
+        return None, ()
     classes = _classes(pairs, by_ratio(pairs.draft, pairs.target), number)
     none = pairs.draft.new_zeros(len(classes), number)
     small = Pairs.of(*(none.scatter_add(-1, classes, side) for side in (pairs.draft, pairs.target)))
     claimed = claimed_distributions(rule, small, k)
-    return None if claimed is None else largest_error(claimed, small)
+    if claimed is None:
+        return None, ()
+    return largest_error(claimed, small), _wrong_ratios(claimed.mean(0), pairs, classes)
 
 
 def _wrong_ratios(
     produced: np.ndarray, pairs: Pairs, classes: Tensor, most: int = 4
 ) -> tuple[RatioShare, ...]:
-    """The classes by target/draft with the largest errors, in their order. `produced`: (n, V)."""
-    wanted = pairs.target.numpy() / len(produced)
-    ratio = torch.where(pairs.draft > 0, pairs.target / pairs.draft, torch.inf).numpy()
-    inside = [classes.numpy() == c for c in classes.unique().tolist()]
+    """The classes (n, V) by target/draft with the largest errors of their mass, `produced`."""
+    ratio = torch.where(pairs.draft > 0, pairs.target / pairs.draft, torch.inf)
     shares = [
         RatioShare(
-            *map(float, (ratio[c].min(), ratio[c].max(), produced[c].sum(), wanted[c].sum()))
+            float(ratio[classes == c].min()),
+            float(ratio[classes == c].max()),
+            float(produced[c]),
+            float(pairs.target[classes == c].sum()) / len(classes),
         )
-        for c in inside
+        for c in classes.unique().tolist()
     ]
     worst = sorted(shares, key=lambda share: -abs(share.produced - share.target))[:most]
     return tuple(share for share in shares if share in worst)

@@ -238,7 +238,7 @@ def _plackett_luce_containment(mass: Tensor, k: int, step: float = 0.2) -> Tenso
     if len(positive) == 0:
         return torch.ones_like(mass)
     # Only mass x time matters, and a time of 45 / 1e-310 is too large: 2^600 goes over to the masses.
-    latest = math.log(45) - math.log(float(positive.min()))
+    latest = math.log(45) - math.log(float(positive.min().detach()))
     grid = torch.arange(-30.0, latest + step, step, dtype=torch.float64)
     times, mass, outside = torch.exp(grid - 600 * math.log(2)), mass * 2.0**600, outside * 2.0**600
     # P(N = 0..drawn-1) is updated token by token, for blocks of about sqrt(V) tokens at once, so that
