@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special, stats
 
-
 TINY = 1e-300  # SciPy's binomials overflow below
 
 

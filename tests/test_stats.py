@@ -146,7 +146,8 @@ def test_bets_gain_from_a_small_variance():
 def test_the_mean_deviation_is_that_of_the_binomial():
     for n, prob in itertools.product((1, 7, 40), (0.0, 6.5e-309, 1e-9, 0.013, 0.5, 0.8, 1.0)):
         counts = np.arange(n + 1)
-        expected = (np.abs(counts - n * prob) * stats.binom.pmf(counts, n, prob)).sum()
+        chances = stats.binom.pmf(counts, n, prob if prob == 0 else max(prob, 1e-300))
+        expected = (np.abs(counts - n * prob) * chances).sum()
         assert mean_deviation(n, np.array(prob)) == pytest.approx(expected, rel=1e-9, abs=1e-15)
 
 
