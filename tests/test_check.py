@@ -500,6 +500,9 @@ def test_pairs_with_different_masses_keep_the_false_alarm():
         counts = np.array([[first, n - first], [total - first, n - total + first]])
         tail = min(exact[: total + 1].sum(), exact[total:].sum())
         assert _p_values(counts, masses, own)[2] / 130 >= min(1, 2 * tail) * (1 - 1e-9)
+    # One pair of a hundred says token 0 half of the time: one count is no surprise, two-sided p = 1.
+    masses, counts = np.array([[0.5, 0.5], *[[0, 1]] * 99]), np.array([[1, 0], *[[0, 1]] * 99])
+    assert _p_values(counts, masses, own[:1].expand(100, -1, -1))[2] == 130
 
 
 def test_noise_is_no_total_variation_above_one():
