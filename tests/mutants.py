@@ -755,7 +755,7 @@ MUTANTS = [
     ),
     Mutant(
         "check-sum-of-binomials-taken-for-one", "spectr_lite/check/verdict.py",
-        "    if len(counts) > 1:\n", "    if len(counts) > 9:\n",
+        "    if len(counts) > 1:\n", "    if len(counts) > 999:\n",
         "tests/test_check.py -k different_masses",
     ),
     Mutant(
