@@ -417,6 +417,14 @@ def test_every_wrong_rule_is_caught_at_size(rule):
     assert max(abs(share.produced - share.target) for share in verdict.ratios) > 1e-4
 
 
+def test_drafts_without_replacement_are_merged_to_more_classes():
+    """On three classes this bias vanishes for the pair of seed 1."""
+    rule = next(rule for rule in WRONG if type(rule).__name__ == "ForgetsToRemove")
+    for verdict in judge(rule, 32_000, range(4), samples=4):
+        assert verdict.merged > 0.01
+        assert verdict.answer == "biased"
+
+
 @pytest.mark.parametrize("rule", RIGHT)
 def test_no_right_rule_is_accused_at_size(rule):
     (verdict,) = judge(rule, 200, range(1), samples=1_000)

@@ -30,7 +30,14 @@ from spectr_lite.check.table import (
     largest_error,
     mean_acceptance,
 )
-from spectr_lite.distributions import MOST_DRAFTS, ArrayLike, as_generator, by_ratio, check_count
+from spectr_lite.distributions import (
+    MOST_DRAFTS,
+    ArrayLike,
+    WithoutReplacement,
+    as_generator,
+    by_ratio,
+    check_count,
+)
 from spectr_lite.stats import (
     betting_p_value,
     binomial_p_values,
@@ -297,6 +304,10 @@ def _merged(rule: Asked, pairs: Pairs, k: int) -> tuple[float | None, tuple[Rati
     """As enumerated on pairs merged to classes of target/draft: the error, and the worst classes."""
     most = min(MERGED_NUMBERS, table.EXACT_LIMIT) / len(pairs.draft)
     number = int(most ** (1 / (k + 1)) + 1e-9)
+    # Without replacement tuples are few, and three classes would leave hardly any choice.
+    few = isinstance(rule.drafting, WithoutReplacement)
+    if few and len(pairs.draft) * 5 ** (k + 1) <= table.EXACT_LIMIT:
+        number = max(number, 5)
     if number < 2:
         return None, ()
     classes = _classes(pairs, by_ratio(pairs.draft, pairs.target), number)
