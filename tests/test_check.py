@@ -418,7 +418,7 @@ def test_every_wrong_rule_is_caught_at_size(rule):
 
 
 def test_drafts_without_replacement_are_merged_to_more_classes():
-    """On three classes this bias vanishes for the pair of seed 1."""
+    """On so few as three classes this bias vanishes for the pair of seed 1."""
     rule = next(rule for rule in WRONG if type(rule).__name__ == "ForgetsToRemove")
     for verdict in judge(rule, 32_000, range(4), samples=4):
         assert verdict.merged > 0.01

@@ -53,7 +53,7 @@ CHUNK = 2_000_000  # numbers (rows x V, rows x k) in one call of the rule
 CLASSES = (
     32  # of tokens, along each of two orders; one more holds the tokens that are never drafted
 )
-MERGED_NUMBERS = 100_000  # pairs x V^(k+1) after merging: V = 3 for eight drafts
+MERGED_NUMBERS = 300_000  # pairs x V^(k+1) after merging: V = 4 for eight drafts
 MOST_LAWS, LAW_NUMBERS = 10_000, 32_000_000  # P(Y = y | drafts): rows, and numbers in all of them
 
 
@@ -304,7 +304,7 @@ def _merged(rule: Asked, pairs: Pairs, k: int) -> tuple[float | None, tuple[Rati
     """As enumerated on pairs merged to classes of target/draft: the error, and the worst classes."""
     most = min(MERGED_NUMBERS, table.EXACT_LIMIT) / len(pairs.draft)
     number = int(most ** (1 / (k + 1)) + 1e-9)
-    # Without replacement tuples are few, and three classes would leave hardly any choice.
+    # Without replacement tuples are few, and four classes leave hardly any choice.
     few = isinstance(rule.drafting, WithoutReplacement)
     if few and len(pairs.draft) * 5 ** (k + 1) <= table.EXACT_LIMIT:
         number = max(number, 5)
