@@ -111,7 +111,12 @@ class Importance(Verifier):
         if draft.shape[-1] ** (k + 1) <= ENUMERATION_LIMIT:
             return super()._acceptance(draft, target, k, drafting)
         pairs = (
-            torch.stack([draft, target], -2).double().cpu().numpy().reshape(-1, 2, draft.shape[-1])
+            torch.stack([draft, target], -2)
+            .detach()
+            .double()
+            .cpu()
+            .numpy()
+            .reshape(-1, 2, draft.shape[-1])
         )
         winners = np.stack([self._tournament(p, q, k)[1][-1] for p, q in pairs])
         winner = torch.as_tensor(winners, device=draft.device).view(draft.shape)
@@ -125,7 +130,7 @@ class Importance(Verifier):
         drafted = tokens.expand(*lead, -1).reshape(-1, width)
         probs = draft.new_zeros(len(drafted), vocabulary)
         for index, pair in enumerate(pairs):
-            p, q = pair.double().cpu().numpy()
+            p, q = pair.detach().double().cpu().numpy()
             matches, champions = self._tournament(p, q, width)
             mine = row == index
             probs[mine] = _play(pair[1], probs.new_tensor(champions), matches, drafted[mine])
