@@ -62,6 +62,7 @@ class Verifier(ABC):
     valid_for: ClassVar[tuple[type[Drafting], ...]] = (IID,)
     default_drafting: ClassVar[Drafting] = IID()
     only_k: ClassVar[int | None] = None  # the one number of drafts that a rule is made for
+    most_k: ClassVar[int] = MOST_DRAFTS  # beyond it the rule takes minutes
     for_any_pair: bool = (
         True  # False for a rule that was made for one pair and is right there alone
     )
@@ -210,6 +211,11 @@ class Verifier(ABC):
     def check_drafts(self, k: int) -> int:
         """k as an int; ValueError if the rule is not defined for so many drafts."""
         k = check_count(k, "k", most=MOST_DRAFTS)
+        if k > self.most_k:
+            raise ValueError(
+                f"k: {self.name!r} works on one draft after another, found {k}. Give at most "
+                f"{self.most_k}; 'kseq' and 'optimal' take any number."
+            )
         if self.only_k not in (None, k):
             raise ValueError(
                 f"k: {self.name!r} is defined for k={self.only_k} only, found {k}. 'kseq', 'optimal' "

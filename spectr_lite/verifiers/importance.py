@@ -29,7 +29,6 @@ from spectr_lite.distributions import ENUMERATION_LIMIT, Drafting, check_count
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.coupling import couple_winner
 
-MOST_MATCHES = 64
 Match = tuple[np.ndarray, np.ndarray]  # rank (V,) of each token; coins (s, s), P(row's token wins)
 
 
@@ -80,18 +79,10 @@ class Importance(Verifier):
     """The tournament; `truncation` is s, the number of tokens between which coins decide."""
 
     name = "importance"
+    most_k = 64  # a linear program for each
 
     def __init__(self, truncation: int = 20) -> None:
         self.truncation = check_count(truncation, "truncation")
-
-    def check_drafts(self, k: int) -> int:
-        k = super().check_drafts(k)
-        if k > MOST_MATCHES:
-            raise ValueError(
-                f"k: {self.name!r} solves a linear program for each draft, found {k}. Give at most "
-                f"{MOST_MATCHES}; 'kseq' and 'optimal' take any number."
-            )
-        return k
 
     def _tournament(
         self, draft: np.ndarray, target: np.ndarray, k: int

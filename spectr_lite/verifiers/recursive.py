@@ -33,6 +33,7 @@ class Recursive(Verifier):
     """Recursive rejection sampling with replacement."""
 
     name = "recursive"
+    most_k = 1024
 
     def _acceptance(self, draft: Tensor, target: Tensor, k: int, drafting: Drafting) -> Tensor:
         missed = torch.ones(draft.shape[:-1], dtype=torch.float64, device=draft.device)
