@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from spectr_lite.decoding import Decoder, graphs, loop
-from spectr_lite.verifiers.base import TreeVerifier
 
 STAGES = ("draft", "score", "verify", "commit", "copy")
 
@@ -116,9 +115,7 @@ def stage_turns(
     first = next(stream)
     state, rule, held, seconds = decoder.state, decoder.rule, {}, {}
     longest = max(map(len, rows)) + (new_tokens if device.type == "cuda" else int(first.kept.max()))
-    select = loop.walk_down
-    if decoder.num_drafts and isinstance(rule, TreeVerifier):
-        select = loop.verify_paths
+    select = loop.selection(rule, decoder.num_drafts, decoder.sampling, decoder.random.device)
 
     def draft_stage() -> Tensor:
         places = held["places"] = state.places(state.span(longest))

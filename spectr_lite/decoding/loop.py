@@ -18,7 +18,7 @@ once and replay it (graphs.py). Then one copy tells the host what happened. stat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,10 +29,11 @@ from torch import Tensor
 
 from spectr_lite import verifiers
 from spectr_lite.decoding.graphs import Captured
+from spectr_lite.decoding.greedy import compare
 from spectr_lite.decoding.sampling import Sampling
 from spectr_lite.decoding.state import LanguageModel, Places, State, Tree, explained
 from spectr_lite.distributions import IID, as_generator, check_count, sample
-from spectr_lite.verifiers import TreeVerifier, Verifier
+from spectr_lite.verifiers import TreeVerifier, Verifier, paths
 from spectr_lite.verifiers.paths import top_down
 
 PROMPT_PIECE = 256  # tokens of a prompt read in one call
@@ -246,8 +247,7 @@ class Decoder:
         else:
             drafted, draft_probs = state.tokens[:, None, :0], []
         logits = score_paths(self.models[0], state, places, drafted)
-        whole_paths = self.num_drafts and isinstance(self.rule, TreeVerifier)
-        select: Any = verify_paths if whole_paths else walk_down
+        select = selection(self.rule, self.num_drafts, sampling, random.device)
         block, accepted, path = select(self.rule, drafted, draft_probs, logits, sampling, random)
         kept = commit(state, block, accepted, path)
         counts = torch.stack([accepted, path, kept, state.done.long(), state.length], 1)
@@ -296,6 +296,17 @@ def score_paths(target: LanguageModel, state: State, places: Places, drafted: Te
     root = state.tokens.gather(1, state.length[:, None] - 1)
     tokens = torch.cat([root, drafted.flatten(1)], 1)
     return target(tokens, places.positions, state.caches[0], places.slots, places.mask)
+
+
+def selection(
+    rule: Verifier, num_drafts: int, sampling: Sampling, device: torch.device
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """How steps 3 and 4 are done here. Each way gives block (B, L+1), accepted (B,) and path (B,)."""
+    if sampling.temperature == 0:
+        return compare
+    if num_drafts and (isinstance(rule, TreeVerifier) or device.type not in paths.SYNC_IS_FREE):
+        return verify_paths
+    return walk_down
 
 
 def walk_down(
