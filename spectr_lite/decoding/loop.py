@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectr_lite import verifiers
+from spectr_lite import kernels, verifiers
 from spectr_lite.decoding.graphs import Captured
 from spectr_lite.decoding.greedy import compare
 from spectr_lite.decoding.sampling import Sampling
@@ -304,6 +304,8 @@ def selection(
     """How steps 3 and 4 are done here. Each way gives block (B, L+1), accepted (B,) and path (B,)."""
     if sampling.temperature == 0:
         return compare
+    if num_drafts and kernels.take(rule, device):
+        return kernels.verify
     if num_drafts and (isinstance(rule, TreeVerifier) or device.type not in paths.SYNC_IS_FREE):
         return verify_paths
     return walk_down

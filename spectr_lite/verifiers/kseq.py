@@ -13,7 +13,7 @@ Source: Algorithm 2 and Theorem 1 of SpecTr (arXiv 2310.15141). Explained in cha
 from __future__ import annotations
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from spectr_lite.distributions import Drafting, fixed_point, probability_of
 from spectr_lite.verifiers import paths
