@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spectr_lite.kernels.tree import masses, node_of
+from spectr_lite.kernels.tree import living_at, masses
 
 STEPS = tl.constexpr(2**15)
 EDGES = tl.constexpr(32)
@@ -53,7 +53,7 @@ def search(
     FIRST: tl.constexpr,
 ):  # fmt: skip
     node, part = tl.program_id(0), tl.program_id(1)
-    row, path, depth, k = node_of(node, paths, K, L, KP)
+    k = living_at(node, paths, K, L, KP)
     if k > 1:
         start = node * 0
         if not FIRST:
@@ -67,6 +67,6 @@ def search(
         total = tl.zeros([EDGES], tl.float64)
         for at in range(0, CHUNK, BLOCK):
             x = part * CHUNK + at + tl.arange(0, BLOCK)
-            p, q = masses(draft, target, row, path, depth, x, x < V, K, L, V)
+            p, q = masses(draft, target, node // (K * L), (node // L) % K, node % L, x, x < V, K, L, V)
             total += tl.sum(tl.minimum(rho[:, None] * p[None, :], q[None, :]), 1)
         tl.store(sums + (node * parts + part) * EDGES + e, total)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spectr_lite.kernels.tree import masses, node_of
+from spectr_lite.kernels.tree import living_at, masses
 from spectr_lite.transport import nested
 
 PER_OCTAVE = tl.constexpr(nested.CELLS_PER_OCTAVE)
@@ -36,14 +36,14 @@ def histogram(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     node, part = tl.program_id(0), tl.program_id(1)
-    row, path, depth, k = node_of(node, paths, K, L, KP)
+    k = living_at(node, paths, K, L, KP)
     if k > 1:
         drafted = cells + node.to(tl.int64) * 2 * CELLS
         covered = drafted + CELLS
         never_said, never_drafted = tl.zeros([BLOCK], tl.int64), tl.zeros([BLOCK], tl.int64)
         for at in range(0, CHUNK, BLOCK):
             x = part * CHUNK + at + tl.arange(0, BLOCK)
-            p, q = masses(draft, target, row, path, depth, x, x < V, K, L, V)
+            p, q = masses(draft, target, node // (K * L), (node // L) % K, node % L, x, x < V, K, L, V)
             cell, mass, goal = cell_of(p, q), (p * UNIT).to(tl.int64), (q * UNIT).to(tl.int64)
             inner = (cell > 0) & (cell < CELLS - 1)
             tl.atomic_add(drafted + cell, mass, mask=inner, sem="relaxed")
@@ -76,7 +76,7 @@ def classes(
     paths, cells, class_of, cuts, K, L, C, KP: tl.constexpr, EP: tl.constexpr, BLOCK: tl.constexpr
 ):
     node = tl.program_id(0)
-    row, path, depth, k = node_of(node, paths, K, L, KP)
+    k = living_at(node, paths, K, L, KP)
     if k > 1:
         masses_at = cells + node.to(tl.int64) * 2 * CELLS
         drafted, covered = (node * 0).to(tl.int64), (node * 0).to(tl.int64)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spectr_lite.kernels.tree import node_of
+from spectr_lite.kernels.tree import living_at
 from spectr_lite.transport import nested
 
 DINKELBACH_STEPS = tl.constexpr(nested.DINKELBACH_STEPS)
@@ -32,7 +32,7 @@ def smaller(a, b):
 @triton.jit
 def hull(paths, cuts, vertex, K, L, C, KP: tl.constexpr, EP: tl.constexpr, MINE: tl.constexpr):
     node, part = tl.program_id(0), tl.program_id(1)
-    row, path, depth, k = node_of(node, paths, K, L, KP)
+    k = living_at(node, paths, K, L, KP)
     if k > 1:
         edge, mine = tl.arange(0, EP)[None, :], (part * MINE + tl.arange(0, MINE))[:, None]
         place = cuts + node * 3 * EP
@@ -69,7 +69,7 @@ def times(
     MINE: tl.constexpr,
 ):  # fmt: skip
     node, part = tl.program_id(0), tl.program_id(1)
-    row, path, depth, k = node_of(node, paths, K, L, KP)
+    k = living_at(node, paths, K, L, KP)
     if k > 1:
         inf = float("inf")
         edge = tl.arange(0, EP)
@@ -124,7 +124,7 @@ def slopes(
     LEVELS: tl.constexpr, MINE: tl.constexpr,
 ):  # fmt: skip
     node, part = tl.program_id(0), tl.program_id(1)
-    row, path, depth, k = node_of(node, paths, K, L, KP)
+    k = living_at(node, paths, K, L, KP)
     if k > 1:
         edge = tl.arange(0, EP)
         place = cuts + node * 3 * EP
@@ -153,7 +153,7 @@ def slopes(
 @triton.jit
 def added(paths, parts_of_slope, slope, K, L, parts, KP: tl.constexpr, EP: tl.constexpr):
     node = tl.program_id(0)
-    row, path, depth, k = node_of(node, paths, K, L, KP)
+    k = living_at(node, paths, K, L, KP)
     if k > 1:
         edge = tl.arange(0, EP)
         total = tl.zeros([EP], tl.float64)

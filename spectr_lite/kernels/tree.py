@@ -29,13 +29,12 @@ def first_of(mask, KP: tl.constexpr):
 
 
 @triton.jit
-def node_of(number, paths, K, L, KP: tl.constexpr):
-    """(row, path, depth) of a node by its number, and how many drafts live there: 0 where an earlier
-    path has the same prefix, whose node is then the one that counts."""
-    row, path, depth = number // (K * L), (number // L) % K, number % L
-    same = same_prefix(paths, row, path, depth, K, L, KP)
-    k = tl.where(first_of(same, KP) == path, tl.sum(same.to(tl.int32), 0), 0)
-    return row, path, depth, k
+def living_at(node, paths, K, L, KP: tl.constexpr):
+    """How many drafts live at a node, by its number (row K + path) L + depth: 0 where an earlier path
+    has the same prefix, whose node is then the one that counts."""
+    path = (node // L) % K
+    same = same_prefix(paths, node // (K * L), path, node % L, K, L, KP)
+    return tl.where(first_of(same, KP) == path, tl.sum(same.to(tl.int32), 0), 0)
 
 
 @triton.jit
