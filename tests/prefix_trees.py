@@ -1,4 +1,4 @@
-"""Drafted trees whose distributions depend on the whole prefix, with zeros: for tests of verification."""
+"""Drafted trees whose distributions depend on the whole prefix, and have zeros."""
 
 from __future__ import annotations
 

@@ -194,4 +194,3 @@ def test_a_turn_is_verified_in_so_many_launches_of_torch(name, most):
 def test_greedy_verification_takes_ten_launches():
     names = launches(loop.selection(None, 8, Sampling(0), torch.device("cuda")), None, Sampling(0))
     assert 5 < len(names) <= 10, names
-

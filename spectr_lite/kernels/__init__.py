@@ -170,8 +170,8 @@ def make_plans(
                               **OPTIONS)  # fmt: skip
     plan.hull[nodes, -(-edges // 8)](paths, cuts, vertex, *shape, classes, KP=kp, EP=ep,
                                                MINE=8, **OPTIONS)  # fmt: skip
-    plan.times[nodes, -(-edges // 4)](paths, cuts, vertex, activation, *shape, classes, KP=kp, EP=ep, MINE=4,
-                               **OPTIONS | {"num_warps": 8})  # fmt: skip
+    plan.times[nodes, -(-edges // 4)](paths, cuts, vertex, activation, *shape, classes, KP=kp, EP=ep,
+                                      MINE=4, **OPTIONS | {"num_warps": 8})  # fmt: skip
     plan.slopes[nodes, batches](paths, cuts, activation, by_level, *shape, classes, batches, KP=kp,
                                 EP=ep, LEVELS=levels, MINE=4, **OPTIONS)  # fmt: skip
     plan.added[nodes,](paths, by_level, slope, *shape, batches, KP=kp, EP=ep, **OPTIONS)

@@ -67,6 +67,8 @@ def search(
         total = tl.zeros([EDGES], tl.float64)
         for at in range(0, CHUNK, BLOCK):
             x = part * CHUNK + at + tl.arange(0, BLOCK)
-            p, q = masses(draft, target, node // (K * L), (node // L) % K, node % L, x, x < V, K, L, V)
+            p, q = masses(
+                draft, target, node // (K * L), (node // L) % K, node % L, x, x < V, K, L, V
+            )
             total += tl.sum(tl.minimum(rho[:, None] * p[None, :], q[None, :]), 1)
         tl.store(sums + (node * parts + part) * EDGES + e, total)

@@ -43,7 +43,9 @@ def histogram(
         never_said, never_drafted = tl.zeros([BLOCK], tl.int64), tl.zeros([BLOCK], tl.int64)
         for at in range(0, CHUNK, BLOCK):
             x = part * CHUNK + at + tl.arange(0, BLOCK)
-            p, q = masses(draft, target, node // (K * L), (node // L) % K, node % L, x, x < V, K, L, V)
+            p, q = masses(
+                draft, target, node // (K * L), (node // L) % K, node % L, x, x < V, K, L, V
+            )
             cell, mass, goal = cell_of(p, q), (p * UNIT).to(tl.int64), (q * UNIT).to(tl.int64)
             inner = (cell > 0) & (cell < CELLS - 1)
             tl.atomic_add(drafted + cell, mass, mask=inner, sem="relaxed")

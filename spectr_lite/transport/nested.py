@@ -74,7 +74,7 @@ class NestedPlan:
         return (chance * weight.unsqueeze(-1)).sum(-2)
 
     def draw(self, tokens: Tensor, z: Tensor, ties: Tensor) -> Tensor:
-        """Position of the draft that wins, (..., 1), by uniform numbers `z` (..., 1), `ties` (..., k)."""
+        """Position of the draft that wins, (..., 1); `z` (..., 1) and `ties` (..., k) are uniform."""
         in_pool = self._in_pool(tokens, z).squeeze(-2)
         # A uniform choice among the drafts of the pool.
         return (ties * in_pool + in_pool).argmax(-1, keepdim=True)

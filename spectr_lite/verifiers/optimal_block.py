@@ -140,4 +140,5 @@ def in_three_steps(
     stop, extra = verify_path(slope.gather(-1, classes) * draft, targets, row_at(paths, path))
     accepted = draw(stop, stop, last_coins[..., 0])
     last = draw(row_at(extra, accepted), row_at(targets, accepted), last_coins[..., 1])
+    path = first.gather(-1, accepted.unsqueeze(-1)).squeeze(-1)
     return emit(paths, path, accepted, last)

@@ -77,9 +77,9 @@ class Recursive(NodeVerifier):
         return torch.where(place >= 0, token, sample(left, generator).unsqueeze(-1)).squeeze(-1)
 
     def _parameters(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Parameters:
-        """a_i and S_i before each draft, (..., k), and a_i after the last: S_i t_i = (target - a_i draft)+.
+        """a_i and S_i before each draft, (..., k), and a_i after the last.
 
-        a_0 = 0, S_0 = 1;   a_{i+1} = a_i + S_i,   S_i = sum_x (target - a_i draft)+
+        S_i t_i = (target - a_i draft)+;   a_0 = 0, S_0 = 1;   a_{i+1} = a_i + S_i,   S_i its sum
         """
         living = (tokens >= 0).to(torch.int64)
         taken = torch.zeros(living.shape[:-1], dtype=torch.float64, device=draft.device)
