@@ -336,8 +336,8 @@ MUTANTS = [
         "tests/test_kernels.py -k choose",
     ),
     Mutant(
-        "kernel-walk-asks-the-dead", "spectr_lite/kernels/walk.py",
-        "won = first_of(same & (", "won = first_of((m < K) & (",
+        "kernel-walk-with-the-first-rho", "spectr_lite/kernels/walk.py",
+        "rho_at(start + found, living)", "rho_at(start * 0 + found, living)",
         "tests/test_kernels.py -k choose",
     ),
     Mutant(
