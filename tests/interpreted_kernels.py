@@ -3,7 +3,8 @@
     TRITON_INTERPRET=1 python tests/interpreted_kernels.py
 
 The interpreter must be chosen before the kernels are read, so that this is a process of its own;
-tests/test_kernels.py starts it. Exit status 1, and the case, where the two differ.
+tests/test_kernels.py starts it, and on a GPU calls the functions. Exit status 1, and the case, where
+the two differ.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from spectr_lite.decoding.sampling import Sampling
 from spectr_lite.transport import nested
 from spectr_lite.verifiers import Coupling, KSeq, Optimal, OptimalBlock, nodes, optimal_block
 
-kernels.CHUNK = 16  # so that a small vocabulary has several parts
 RULES = {"coupling": Coupling, "kseq": KSeq, "optimal": Optimal, "optimal-block": OptimalBlock}
 
 
-def same_tokens(name: str, count: int, length: int, vocabulary: int, seed: int) -> set[int]:
+def same_tokens(
+    name: str, count: int, length: int, vocabulary: int, seed: int, device: str = "cpu"
+) -> set[int]:
     """Compares block, length and path for two rows; the numbers of accepted tokens."""
     planned = name.startswith("optimal")
     rule = RULES[name](4 + seed % 5) if planned else RULES[name]()
@@ -34,7 +36,8 @@ def same_tokens(name: str, count: int, length: int, vocabulary: int, seed: int) 
     generator = torch.Generator().manual_seed(seed)
     coins = torch.rand(2, width, dtype=torch.float64, generator=generator)
     missing = torch.zeros(2, 1 + count * length, dtype=torch.bool)
-    found = kernels.in_kernels(rule, draft, nodes_of, missing, paths, coins)
+    given = [part.to(device) for part in (draft, nodes_of, missing, paths, coins)]
+    found = [part.cpu() for part in kernels.in_kernels(rule, *given)]
     on_the_way, last = coins[:, : length * deal].view(2, length, deal), coins[:, length * deal :]
     with as_on_a_gpu():
         if isinstance(rule, OptimalBlock):
@@ -47,8 +50,8 @@ def same_tokens(name: str, count: int, length: int, vocabulary: int, seed: int) 
     # A missing distribution on the way ends the block, without a token of its own.
     depth = int(found[1][0])
     if seed == 0:
-        missing[0, int(found[2][0]) * length + depth if depth else 0] = True
-        cut = kernels.in_kernels(rule, draft, nodes_of, missing, paths, coins)[0]
+        given[2][0, int(found[2][0]) * length + depth if depth else 0] = True
+        cut = kernels.in_kernels(rule, *given)[0].cpu()
         assert cut[0, depth:].tolist() == [-1] * (length + 1 - depth)
         assert torch.equal(cut[0, :depth], found[0][0, :depth]) and torch.equal(cut[1], found[0][1])
     return set(found[1].tolist())
@@ -74,7 +77,7 @@ def same_plan(vocabulary: int, classes: int) -> None:
     assert len(made.activation.unique()) > 3
 
 
-def same_probabilities() -> None:
+def same_probabilities(device: str = "cpu") -> None:
     logits = torch.randn(1, 5, 77, generator=torch.Generator().manual_seed(0)) * 4
     logits[0, 0, 3] = -torch.inf
     expected = Sampling(0.7).probs(logits)
@@ -82,12 +85,13 @@ def same_probabilities() -> None:
         logits[0, row, 7] = bad
     logits[0, 3] = -torch.inf
     expected[0, 1:4] = 1 / 77
-    probs, missing = kernels.target_probs(logits, Sampling(0.7))
-    torch.testing.assert_close(probs, expected, atol=1e-7, rtol=1e-5)
+    probs, missing = kernels.target_probs(logits.to(device), Sampling(0.7))
+    torch.testing.assert_close(probs.cpu(), expected, atol=1e-7, rtol=1e-5)
     assert missing.tolist() == [[False, True, True, True, False]]
 
 
 if __name__ == "__main__":
+    kernels.CHUNK = 16  # so that a small vocabulary has several parts
     same_probabilities()
     same_plan(100, 14)
     for name in RULES:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import triton
+from interpreted_kernels import same_probabilities, same_tokens
 from launches import launches
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -95,6 +96,15 @@ def test_the_kernels_choose_the_tokens_of_the_steps_in_torch():
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+@pytest.mark.parametrize("name", ["coupling", *RULES])
+def test_the_kernels_choose_the_same_tokens_on_a_gpu(name):
+    same_probabilities("cuda")
+    for seed in range(10):
+        same_tokens(name, 1 if name == "coupling" else 4, 3, 5_000, seed, "cuda")
 
 
 def test_kernels_are_for_gpus_and_for_the_rules_they_were_made_for():

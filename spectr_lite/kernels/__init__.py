@@ -49,12 +49,13 @@ def verify(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Block (B, L+1), accepted (B,) and path (B,), as in `Turn`: steps 3 and 4 of a turn."""
-    (rows, count, length), width = drafted.shape, 1
-    target, missing = target_probs(logits, sampling)
+    rows, count, length = drafted.shape
     per_depth = {Optimal: count + 2, OptimalBlock: count + 1}.get(type(rule), count)
     width = length * per_depth + (2 if isinstance(rule, OptimalBlock) else 1)
     coins = uniform((rows, width), generator)
-    return in_kernels(rule, torch.stack(draft_probs, 2), target, missing, drafted, coins)
+    with torch.cuda.device_of(drafted):  # where Triton launches
+        target, missing = target_probs(logits, sampling)
+        return in_kernels(rule, torch.stack(draft_probs, 2), target, missing, drafted, coins)
 
 
 def target_probs(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

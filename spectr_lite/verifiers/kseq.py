@@ -103,7 +103,7 @@ def stepped_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
         bin_of = ((ratio - start) / width).ceil().nan_to_num(0.0).clamp(0, bins + 1).long()
         empty = torch.zeros(*lead, bins + 2, dtype=torch.int64, device=draft.device)
         drafted, covered = (
-            empty.scatter_add(-1, bin_of, mass).cumsum(-1) * 2.0**-60 for mass in masses
+            empty.scatter_add(-1, bin_of, mass).cumsum(-1).double() * 2.0**-60 for mass in masses
         )
         edge = torch.arange(bins + 1, device=draft.device)
         rho = torch.exp2((start + edge * width) / STEPS * octaves)
