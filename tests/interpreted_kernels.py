@@ -9,11 +9,14 @@ the two differ.
 
 from __future__ import annotations
 
+import pytest
 import torch
 from launches import as_on_a_gpu
 from prefix_trees import prefix_tree
+from tiny_models import make_pair
 
 from spectr_lite import kernels
+from spectr_lite.decoding import Decoder
 from spectr_lite.decoding.sampling import Sampling
 from spectr_lite.transport import nested
 from spectr_lite.verifiers import Coupling, KSeq, Optimal, OptimalBlock, nodes, optimal_block
@@ -90,6 +93,20 @@ def same_probabilities(device: str = "cpu") -> None:
     assert missing.tolist() == [[False, True, True, True, False]]
 
 
+def same_text(name: str) -> None:
+    """A decoder that verifies by kernels writes the text of one that verifies by steps in torch."""
+    models = make_pair(dtype=torch.float32)
+    settings = {"verifier": name, "num_drafts": 2, "draft_length": 2, "temperature": 0.9}
+    with as_on_a_gpu():
+        decoder = Decoder(*models, **settings)
+        decoder.graphs.disabled = True
+        expected = decoder.generate([[1, 2, 3]], max_new_tokens=8, generator=0).tokens
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "take", lambda rule, device: True)
+            found = decoder.generate([[1, 2, 3]], max_new_tokens=8, generator=0).tokens
+    assert found == expected, (name, found, expected)
+
+
 if __name__ == "__main__":
     kernels.CHUNK = 16  # so that a small vocabulary has several parts
     same_probabilities()
@@ -99,3 +116,4 @@ if __name__ == "__main__":
         shapes = [(1, 2, 17), (1, 2, 5)] if single else [(2, 2, 17), (3, 1, 5), (2, 2, 5)]
         ends = set().union(*(same_tokens(name, *shape, i) for i, shape in enumerate(shapes)))
         assert len(ends) > 1, ends
+    same_text("kseq")

@@ -53,7 +53,16 @@ def compiled(kernel, args, settings, capability: int) -> tuple[str, object]:
     """What the kernel becomes for a GPU of this capability, as it was called."""
     given = dict(zip(kernel.arg_names, args, strict=False)) | settings
     options = {name: value for name, value in settings.items() if name not in kernel.arg_names}
-    constants = {part.name: given[part.name] for part in kernel.params if part.is_constexpr}
+    fixed = {part.name for part in kernel.params if part.is_constexpr}
+    # As when a kernel is called: a 1 is a constant, and multiples of 16 and aligned tensors are known.
+    ones = {name for name in kernel.arg_names if type(given[name]) is int and given[name] == 1}
+    constants = {name: given[name] for name in kernel.arg_names if name in fixed | ones}
+    even = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(kernel.arg_names)
+        if isinstance(given[name], torch.Tensor)
+        or (type(given[name]) is int and name not in constants and given[name] % 16 == 0)
+    }
 
     def type_of(value) -> str:
         if isinstance(value, torch.Tensor):
@@ -64,7 +73,7 @@ def compiled(kernel, args, settings, capability: int) -> tuple[str, object]:
         name: "constexpr" if name in constants else type_of(given[name])
         for name in kernel.arg_names
     }
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=even)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return f"{kernel.__name__} {constants}", made
 
