@@ -116,7 +116,8 @@ def test_the_kernels_choose_the_same_tokens_on_a_gpu(name):
         same_tokens(name, 1 if name == "coupling" else 4, 3, 5_000, seed, "cuda")
 
 
-def test_kernels_are_for_gpus_and_for_the_rules_they_were_made_for():
+def test_kernels_are_for_gpus_and_for_the_rules_they_were_made_for(monkeypatch):
+    monkeypatch.setattr(kernels, "ready", lambda: True)
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
 
     class Derived(verifiers.get("kseq").__class__):
@@ -132,3 +133,14 @@ def test_kernels_are_for_gpus_and_for_the_rules_they_were_made_for():
     assert loop.selection(verifiers.get("kseq"), 8, Sampling(), gpu) is kernels.verify
     assert loop.selection(verifiers.get("recursive"), 8, Sampling(), gpu) is loop.verify_paths
     assert loop.selection(verifiers.get("kseq"), 8, Sampling(), cpu) is loop.walk_down
+    monkeypatch.setattr(kernels, "ready", lambda: False)
+    assert loop.selection(verifiers.get("kseq"), 8, Sampling(), gpu) is loop.verify_paths
+
+
+def test_without_a_c_compiler_no_kernel_can_be_started(monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    for found in (None, "/usr/bin/gcc"):
+        kernels.ready.cache_clear()
+        monkeypatch.setattr(kernels.shutil, "which", lambda name, found=found: found)
+        assert kernels.ready() == (found is not None)
+    kernels.ready.cache_clear()

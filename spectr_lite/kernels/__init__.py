@@ -14,6 +14,9 @@ GPU: the tests run the kernels in Triton's interpreter, and compile them for sm_
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,12 +35,19 @@ OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
 def take(rule: Verifier, device: torch.device) -> bool:
     """Are there kernels for this rule here? Not for a rule derived from one of these."""
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+    if device.type != "cuda" or not ready():
         return False
     plan = rule.selection if type(rule) is OptimalBlock else rule
     if type(plan) is Optimal:
         return plan.classes is not None and plan.classes <= MOST_CLASSES
     return type(rule) is Coupling or (type(rule) is KSeq and rule.rho is None)
+
+
+@cache
+def ready() -> bool:
+    """Is Triton here, and a C compiler, without which it starts no kernel? If not: nodes.py."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return importlib.util.find_spec("triton") is not None and compiler is not None
 
 
 def verify(
