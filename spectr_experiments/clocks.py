@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from spectr_lite.decoding import Decoder, graphs, loop
-from spectr_lite.verifiers.base import TreeVerifier
 
 STAGES = ("draft", "score", "verify", "commit", "copy")
 
@@ -137,11 +136,8 @@ def stage_turns(
     decoder = kept_decoder(target, draft, **settings)
     stream = decoder.decode(rows, max_new_tokens=new_tokens, generator=generator)
     first = next(stream)
-    state, rule, held, seconds = decoder.state, decoder.rule, {}, {}
+    state, held, seconds = decoder.state, {}, {}
     longest = max(map(len, rows)) + (new_tokens if device.type == "cuda" else int(first.kept.max()))
-    select = loop.walk_down
-    if decoder.num_drafts and isinstance(rule, TreeVerifier):
-        select = loop.verify_paths
 
     def draft_stage() -> Tensor:
         places = held["places"] = state.places(state.span(longest))
@@ -157,8 +153,13 @@ def stage_turns(
         return held["logits"]
 
     def verify_stage() -> Tensor:
-        held["block"] = select(
-            rule, held["drafted"], held["laws"], held["logits"], decoder.sampling, decoder.random
+        held["block"] = decoder.select(
+            decoder.rule,
+            held["drafted"],
+            held["laws"],
+            held["logits"],
+            decoder.sampling,
+            decoder.random,
         )
         return held["block"][0]
 

@@ -195,6 +195,26 @@ def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
 
 
+def fixed_point(weights: Tensor) -> Tensor:
+    """`weights` (each at most 1) in units of 2^-60, int64: their sums are exact in any order."""
+    return (weights.to(torch.float64) * 2.0**60).to(torch.int64)
+
+
+def draw(weights: Tensor, otherwise: Tensor, coin: Tensor) -> Tensor:
+    """`sample` for a GPU: a coin (...), uniform in [0, 1), gives the same token every time.
+
+    The sums are those of whole numbers, so that no order of threads changes them. A row without any
+    weight draws from `otherwise` (..., V): rounding may leave nothing of a residual.
+    """
+    fixed = fixed_point(weights)
+    empty = fixed.sum(-1, keepdim=True) <= 0
+    cumulative = torch.where(empty, fixed_point(otherwise), fixed).cumsum(-1)
+    total = cumulative[..., -1:]
+    level = torch.minimum((coin.unsqueeze(-1) * total).to(torch.int64), total - 1)
+    token = torch.searchsorted(cumulative, level, right=True).squeeze(-1)
+    return token.clamp_max(weights.shape[-1] - 1)
+
+
 def sample(weights: Tensor, generator: torch.Generator, count: int | None = None) -> Tensor:
     """Token ids drawn in proportion to `weights` (..., V): shape (...), or (..., count).
 
