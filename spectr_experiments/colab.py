@@ -119,7 +119,9 @@ def load(choice: Choice, device: torch.device, dtype: torch.dtype) -> tuple[Choi
     return bundled, pairs.load(bundled.name, device, dtype)
 
 
-def measure(choice: Choice, pair: ModelPair, device: torch.device, at_once: int = AT_ONCE) -> Record:
+def measure(
+    choice: Choice, pair: ModelPair, device: torch.device, at_once: int = AT_ONCE
+) -> Record:
     """One run, as table1.summarise gives it, of the paper's four cells and autoregressive decoding.
 
     A cell for which there is no memory is left out of what is still to be measured, and what to lower is
@@ -172,7 +174,9 @@ def beside_paper(run: Record) -> str:
     book, device = Speeds([run], []), recorded.kind(run)
     tokens = [book.tokens(run["pair"], *shape) for shape in shapes]
     speeds = [book.speed(run["pair"], device, *shape) for shape in shapes]
-    theirs = {name: [str(row[name]["value"]) for row in rows] for name in ("block_efficiency", "speed")}
+    theirs = {
+        name: [str(row[name]["value"]) for row in rows] for name in ("block_efficiency", "speed")
+    }
     head = ["", *(f"${drafts} \\times {length}$" for drafts, length in shapes)]
     ours = f"{run['pair']}, {run['device']}"
     return recorded.table(head, [

@@ -20,7 +20,12 @@ from spectr_experiments import clocks
 from spectr_lite.book.costs import Costs
 from spectr_lite.models import ModelPair
 
-NOTHING = {"verifier": "autoregressive", "num_drafts": 0, "draft_length": 0, "block_efficiency": 1.0}
+NOTHING = {
+    "verifier": "autoregressive",
+    "num_drafts": 0,
+    "draft_length": 0,
+    "block_efficiency": 1.0,
+}
 ROUNDS, DRAFTS, READ, SLOTS = 9, 8, 65, 256
 
 
@@ -67,7 +72,9 @@ def regions(
     first = speed.argmax(0)
     for rule, length in dict.fromkeys((s["verifier"], s["draft_length"]) for s in settings):
         members = [
-            i for i, s in enumerate(settings) if (s["verifier"], s["draft_length"]) == (rule, length)
+            i
+            for i, s in enumerate(settings)
+            if (s["verifier"], s["draft_length"]) == (rule, length)
         ]
         if (mask := np.isin(first, members)).any():
             depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]

@@ -44,8 +44,12 @@ def test_only_one_temperature_and_what_was_measured() -> None:
     run = next(r for r in recorded.summary("table1")["runs"] if r["run"] == "bundled-cpu-2")
     found = decision.settings_of(run)
     assert found[0] is decision.NOTHING
-    assert {s["temperature"] for s in found[1:]} == {1.0} and all(s["num_drafts"] for s in found[1:])
-    assert len(found) == 1 + sum(c["temperature"] == 1 and c["num_drafts"] > 0 for c in run["cells"])
+    assert {s["temperature"] for s in found[1:]} == {1.0} and all(
+        s["num_drafts"] for s in found[1:]
+    )
+    assert len(found) == 1 + sum(
+        c["temperature"] == 1 and c["num_drafts"] > 0 for c in run["cells"]
+    )
 
 
 def test_this_machine_has_a_place(monkeypatch) -> None:
