@@ -22,7 +22,7 @@ import torch
 
 from spectr_experiments import clocks, table1
 from spectr_experiments.records import Record, Run
-from spectr_experiments.speeds import Speeds
+from spectr_experiments.speeds import Estimate, Speeds
 from spectr_lite.book import recorded
 from spectr_lite.commands import pairs
 from spectr_lite.decoding.state import free_bytes
@@ -181,7 +181,11 @@ def beside_paper(run: Record) -> str:
     ours = f"{run['pair']}, {run['device']}"
     return recorded.table(head, [
         ["tokens per call, the paper", *theirs["block_efficiency"]],
-        [f"tokens per call, {ours}", *(str(value or "–") for value in tokens)],
+        [f"tokens per call, {ours}", *map(_shown, tokens)],
         ["speed, the paper", *theirs["speed"]],
-        [f"speed, {ours}", *(str(value or "–") for value in speeds)],
+        [f"speed, {ours}", *map(_shown, speeds)],
     ])  # fmt: skip
+
+
+def _shown(value: Estimate | None) -> str:
+    return "–" if value is None else str(value).replace(", ", ",\u00a0")  # not broken in a table
