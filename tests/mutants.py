@@ -1281,6 +1281,26 @@ EXPERIMENTS = [
         "sum(held.values()) > free:", "False:",
         "tests/test_reproduce.py -k batches",
     ),
+    Mutant(
+        "colab-weights-fill-the-card", "spectr_experiments/colab.py",
+        "pair.weights <= free / 2", "pair.weights <= free",
+        "tests/test_colab.py -k half",
+    ),
+    Mutant(
+        "colab-smallest-cell-left-out", "spectr_experiments/colab.py",
+        "lost = cells.pop()", "lost = cells.pop(0)",
+        "tests/test_colab.py -k without_memory",
+    ),
+    Mutant(
+        "map-first-token-twice", "spectr_experiments/decision.py",
+        "fixed=1 - score,", "fixed=1,",
+        "tests/test_decision.py -k cost_of_a_turn",
+    ),
+    Mutant(
+        "map-slope-over-all-tokens", "spectr_experiments/decision.py",
+        "/ (READ - 1)", "/ READ",
+        "tests/test_decision.py -k place",
+    ),
     # --- how commands end ---
     Mutant(
         "ending-bugs-in-one-line", "spectr_lite/commands/ending.py",
