@@ -754,7 +754,7 @@ MUTANTS = [
     ),
     Mutant(
         "overflow-not-looked-for", "spectr_lite/models/weights.py",
-        "lambda layer, _, found: check(names[layer], found)", "lambda layer, _, found: None",
+        "with register_module_forward_hook(check_layer)", "with register_module_forward_hook(lambda *_: None)",
         "tests/test_smollm2.py -k float16_cannot_hold",
     ),
     Mutant(

@@ -56,7 +56,7 @@ def test_every_summary_names_runs_that_are_recorded(path: Path) -> None:
 
 
 FOLDERS = [command.experiment(name).FOLDER for name in command.EXPERIMENTS]
-RUNS = sorted(path for name in FOLDERS for path in (ROOT / "results" / name).iterdir())
+RUNS = sorted(path for name in FOLDERS for path in (ROOT / "results" / name).glob("*"))
 
 
 @pytest.mark.parametrize("folder", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
