@@ -754,7 +754,8 @@ MUTANTS = [
     ),
     Mutant(
         "overflow-not-looked-for", "spectr_lite/models/weights.py",
-        "with register_module_forward_hook(check_layer)", "with register_module_forward_hook(lambda *_: None)",
+        "with register_module_forward_hook(check_layer)",
+        "with register_module_forward_hook(lambda *_: None)",
         "tests/test_smollm2.py -k float16_cannot_hold",
     ),
     Mutant(
