@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectr_experiments import clocks
+from spectr_experiments import clocks, prediction
 from spectr_experiments.records import Phase, Plan, Record, Run, grouped, place, weights_sha256
 from spectr_experiments.speeds import Estimate
 from spectr_lite import verifiers
@@ -411,7 +411,7 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
             same = get(*shape, verifier=m.job["verifier"])
             stages.append(m.stages(same, get(0, 0), call_seconds))
         elif m.job["temperature"] == temperature:
-            alone = get(0, 0, rows)
+            alone, plain = get(0, 0, rows), not m.job["num_drafts"]
             methods.append(
                 {
                     **{n: m.job[n] for n in ("num_drafts", "draft_length", "verifier", "rows")},
@@ -423,6 +423,7 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
                     "speedup": m.times_as_fast_as(alone),
                     "gain": m.times_as_fast_as(get(1, longest, rows)),
                     "nodes": m.nodes,
+                    "gigabytes_per_second": bandwidth(config, m) if plain else None,
                 }
             )
     one = [m for m in methods if m["rows"] == 1 and m["num_drafts"]]
@@ -455,6 +456,14 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
             next(s for s in stages if s["num_drafts"] == most and s["verifier"] == "kseq"),
             corner, best, theirs),
     }  # fmt: skip
+
+
+def bandwidth(config: Record, step: Measured) -> float | None:
+    """Of autoregressive steps: what each must read, the weights and the caches, over its time."""
+    slots = config["prompt_length"] + config["new_tokens"]
+    dtype, rows = getattr(torch, config["dtype"]), step.job["rows"]
+    read = prediction.step_bytes(config["pair"], dtype, rows, slots)
+    return read and read / statistics.median(step.per_turn) / 1e9
 
 
 def needed(fit: costs.Costs, corner: Record, most: int, longest: int) -> dict[str, float | None]:
