@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import test_graphs
+import torch
 from tiny_models import make_pair
 
-from spectr_experiments import clocks, command
+from spectr_experiments import clocks, command, prediction
 from spectr_experiments import decoding as benchmark
 from spectr_experiments.records import Run
 from spectr_lite.__main__ import main
@@ -51,6 +52,39 @@ def test_a_quick_run_measures_everything(quick_run):
     assert not re.search(
         r"/(home|root|work|tmp|Users)\b", (quick_run.folder / "env.json").read_text()
     )
+
+
+def test_autoregressive_steps_have_a_bandwidth(quick_run):
+    for method in command.summary_of(quick_run)["methods"]:
+        found = method["gigabytes_per_second"]
+        assert (found is None) == (method["num_drafts"] > 0)
+        if found:
+            slots = quick_run.config["prompt_length"] + quick_run.config["new_tokens"]
+            read = prediction.step_bytes("bundled", torch.float32, method["rows"], slots)
+            per_step = method["rows"] / method["tokens_per_second"]["median"]
+            assert found == pytest.approx(read / per_step / 1e9)
+
+
+def test_transformers_assisted_generation_is_timed_beside(quick_run):
+    """Where the library is there: each length of draft, more than a token a call and at most L + 1."""
+    found = command.summary_of(quick_run)["assisted"]
+    lengths = quick_run.config["grid"]["draft_length"] if quick_run.config["library_caches"] else []
+    assert [row["draft_length"] for row in found] == lengths
+    for row in found:
+        assert 1 <= row["block_efficiency"] <= row["draft_length"] + 1
+    if lengths:
+        of_smollm2 = SimpleNamespace(draft=None, target=load_pair("bundled").target, name="other")
+        of_smollm2.draft = torch.nn.Linear(1, 1)  # a draft that is no model of the library's
+        config = benchmark.make_config(of_smollm2, torch.device("cpu"), False)
+        assert not any(job["part"] == "assisted" for job in benchmark.jobs(config))
+
+
+def test_a_short_run_has_every_length_of_one_draft_and_of_eight():
+    config = benchmark.make_config(load_pair("bundled"), torch.device("cpu"), False, short=True)
+    loops = [job for job in benchmark.jobs(config) if job["part"] == "loop"]
+    shapes = {(job["num_drafts"], job["draft_length"]) for job in loops}
+    assert shapes == {(0, 0), *((k, length) for k in (1, 8) for length in (1, 2, 4, 8))}
+    assert {(job["rows"], job["verifier"]) for job in loops} == {(1, "kseq"), (1, "block")}
 
 
 def test_the_text_takes_the_same_bytes_for_any_number_of_drafts(quick_run):
