@@ -52,9 +52,9 @@ NO_KERNEL = {  # views that torch does not mark as such, and operations that onl
 READS_PLACES = {aten.embedding, aten.gather, aten.index, aten.index_select}
 WRITES_PLACES = {aten.index_copy_, aten.index_put_, aten.scatter_}
 
-# Seconds a kernel takes at least, when a graph replays it: assumed, from public timings of small
-# kernels. Bytes a second: about 87% of the data sheet's. Operations a second, by bytes of a number:
-# the data sheet's, without sparsity. NVIDIA's data sheets of H100 SXM5 and T4.
+# Seconds a kernel takes at least, when a graph replays it: assumed. Bytes a second: 87% and 81% of
+# the data sheet's. Operations a second, by bytes of a number: the data sheet's, without sparsity.
+# Sources: NVIDIA's data sheets of the H100 SXM5 and the T4.
 DEVICES: dict[str, Record] = {
     "H100": {"floor": 2.2e-6, "bandwidth": 2.9e12, "memory": 80e9,
              "peak": {2: 989e12, 4: 67e12, 8: 34e12}},
