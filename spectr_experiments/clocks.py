@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from spectr_lite.decoding import Decoder, graphs, loop
-from spectr_lite.verifiers.base import TreeVerifier
 
 STAGES = ("draft", "score", "verify", "commit", "copy")
 
@@ -148,9 +147,6 @@ def stage_steps(
     hand on to each other. `longest()`: the tokens of the longest text, or more."""
     rule, sampling, random = decoder.rule, decoder.sampling, decoder.random
     held: dict[str, Any] = {}
-    select: Any = loop.walk_down
-    if decoder.num_drafts and isinstance(rule, TreeVerifier):
-        select = loop.verify_paths
 
     def draft() -> Tensor:
         state = decoder.state
@@ -169,7 +165,7 @@ def stage_steps(
         return held["logits"]
 
     def verify() -> Tensor:
-        held["block"] = select(
+        held["block"] = decoder.select(
             rule, held["drafted"], held["laws"], held["logits"], sampling, random
         )
         return held["block"][0]

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from wrong_variants import KNOWN_BIAS
+from verdict_power import DRAWS_ONLY, RIGHT, WRONG, judge
+from wrong_variants import KNOWN_BIAS, OfTwoMore
 
 from spectr_lite import check, verifiers
 from spectr_lite import distributions as D
 from spectr_lite.check import compare, lossless, token_rules
-from spectr_lite.check.verdict import _p_value
+from spectr_lite.check.verdict import _p_values
 from spectr_lite.transport import optimal_acceptance
 from spectr_lite.verifiers import Verifier
-from spectr_lite.verifiers.kseq import KSeq
+from spectr_lite.verifiers.kseq import KSeq, optimal_rho
 
 # --- strangers: classes that know nothing of this package ---
 
@@ -221,21 +222,24 @@ def test_every_registered_rule_is_found_lossless(name):
     assert verdict.agreement > verdict.false_alarm
     assert verdict.over == verdict.under == ()
     assert verdict.acceptance == pytest.approx(verdict.sampled_acceptance, abs=0.02)
-    assert f"{name}, k={k}: lossless" in str(verdict)
+    assert verdict.answer == "exact"
+    assert not verdict.biased
+    assert f"{name}, k={k}: lossless, enumerated" in str(verdict)
 
 
 @pytest.mark.parametrize(("variant", "k", "bias"), KNOWN_BIAS)
 def test_wrong_variants_are_flagged_by_samples_alone_too(variant, k, bias, monkeypatch):
     draft, target = D.five_tokens()
     verdict = lossless(variant, draft, target, k, generator=0)
-    assert not verdict.lossless
+    assert verdict.biased
     assert verdict.total_variation == pytest.approx(bias, abs=6e-5)
     assert verdict.p_value < verdict.false_alarm
     assert verdict.agreement > verdict.false_alarm
     monkeypatch.setattr("spectr_lite.check.table.EXACT_LIMIT", 0)
     verdict = lossless(variant, draft, target, k, generator=1)
-    assert not verdict.lossless
-    assert verdict.total_variation is verdict.agreement is None
+    assert verdict.answer == "biased"
+    assert verdict.total_variation is verdict.merged is None
+    assert verdict.p_value < verdict.false_alarm < verdict.agreement
     assert verdict.sampled == pytest.approx(bias, abs=4 * verdict.noise)
     probs = variant().output_distribution(draft, target, k)
     worst = int(np.abs(probs - target).argmax())
@@ -248,9 +252,11 @@ def test_wrong_variants_are_flagged_by_samples_alone_too(variant, k, bias, monke
 
 def test_strangers_are_judged_too():
     draft, target = D.five_tokens()
-    assert lossless(TargetSampler, draft, target, 3, samples=50_000, generator=0).lossless
+    verdict = lossless(TargetSampler, draft, target, 3, samples=50_000, generator=0)
+    assert verdict.answer == "no bias found"
+    assert "TargetSampler, k=3: no bias found\n  a TV above 0.0" in str(verdict)
     verdict = lossless(KeepFirst(), draft, target, 3, samples=50_000, generator=0)
-    assert not verdict.lossless
+    assert verdict.answer == "biased"
     assert verdict.sampled == pytest.approx(np.abs(draft - target).sum() / 2, abs=0.01)
     assert verdict.over[0].token == 0
     assert verdict.under[0].token == 4
@@ -263,7 +269,7 @@ def test_strangers_are_judged_too():
 def test_a_stranger_that_speaks_torch_is_spoken_to_in_torch():
     draft, target = (torch.tensor(side) for side in D.five_tokens())
     verdict = lossless(TorchSampler, draft, target, 2, samples=50_000, generator=0)
-    assert verdict.lossless
+    assert verdict.answer == "no bias found"  # what a stranger says of itself is no proof
     assert verdict.total_variation == 0
 
 
@@ -271,7 +277,7 @@ def test_a_stranger_that_speaks_torch_is_spoken_to_in_torch():
 def test_a_rule_that_does_not_do_what_it_says_is_caught(rule):
     verdict = lossless(rule, *D.five_tokens(), 2, samples=50_000, generator=0)
     assert verdict.total_variation < 1e-12
-    assert not verdict.lossless
+    assert verdict.biased
     assert verdict.agreement < verdict.false_alarm
     assert "disagrees with the rule's own output_distribution" in str(verdict)
 
@@ -289,7 +295,7 @@ def test_a_slight_bias_is_seen_by_enumeration_alone():
     verdict = lossless(SlightlyOff, *D.five_tokens(), 2, samples=20_000, generator=0)
     assert verdict.total_variation == pytest.approx(1e-6)
     assert min(verdict.p_value, verdict.agreement) > verdict.false_alarm
-    assert not verdict.lossless
+    assert verdict.biased
     assert [error.token for error in (*verdict.over, *verdict.under)] == [1, 0]
 
 
@@ -313,7 +319,7 @@ def test_a_slip_that_the_claim_would_excuse_is_seen():
     assert verdict.total_variation < 1e-9
     assert verdict.agreement > verdict.false_alarm
     assert verdict.p_value == 0
-    assert not verdict.lossless
+    assert verdict.biased
 
 
 class Denier(Slip):
@@ -330,7 +336,13 @@ def test_a_slip_that_the_target_would_excuse_is_seen():
     assert verdict.total_variation < 1e-9
     assert verdict.p_value > verdict.false_alarm
     assert verdict.agreement == 0
-    assert not verdict.lossless
+    assert verdict.biased
+
+
+def p_values(counts, probs):
+    """Of one pair, by token, over all tokens, and by set; every token is a class of its own."""
+    own = torch.arange(len(probs)).clamp_max(32).expand(1, 2, -1)
+    return _p_values(counts[None], probs[None], own)
 
 
 def test_the_false_alarm_rate_is_kept_by_many_tokens():
@@ -338,9 +350,10 @@ def test_the_false_alarm_rate_is_kept_by_many_tokens():
     counts = np.full(1000, 50)
     tail = stats.binom.sf(np.arange(200) - 1, 50_000, 1e-3)
     counts[0] = np.argmax(2 * tail < 1e-7)
-    assert _p_value(counts, np.full(1000, 1e-3)) > 1e-6
-    found = _p_value(np.array([10**6 - 5, 5]), np.array([1 - 2e-7, 2e-7]))
-    assert found == pytest.approx(2 * 2 * stats.binom.sf(4, 10**6, 2e-7))
+    counts[1:] -= np.arange(999) < counts[0] - 50  # the others make up for it
+    assert p_values(counts, np.full(1000, 1e-3))[0] > 1e-6
+    found = p_values(np.array([10**6 - 5, 5]), np.array([1 - 2e-7, 2e-7]))
+    assert found[0] == pytest.approx(2 * 2 * stats.binom.sf(4, 10**6, 2e-7))
 
 
 def test_one_rare_token_said_too_often_is_seen(monkeypatch):
@@ -348,14 +361,14 @@ def test_one_rare_token_said_too_often_is_seen(monkeypatch):
     monkeypatch.setattr("spectr_lite.check.table.EXACT_LIMIT", 0)
     draft, target = np.array([0.5, 0.5]), np.array([1 - 1e-9, 1e-9])
     verdict = lossless(RareToken, draft, target, 2, samples=50_000, generator=0)
-    assert not verdict.lossless
+    assert verdict.biased
     assert verdict.over[0].token == 1
 
 
 def test_one_hot_targets_can_be_judged():
     draft, target = np.array([0.5, 0.5, 0.0]), np.array([1.0, 0.0, 0.0])
     assert lossless("kseq", draft, target, 2, samples=10_000, generator=0).lossless
-    assert not lossless(KeepFirst, draft, target, 2, samples=10_000, generator=0).lossless
+    assert lossless(KeepFirst, draft, target, 2, samples=10_000, generator=0).biased
 
 
 def test_distributions_without_enough_tokens_are_judged():
@@ -369,20 +382,158 @@ def test_several_pairs_are_judged_together():
     verdict = lossless("kseq", draft, target, 2, samples=50_004, generator=0)
     assert verdict.lossless
     assert verdict.samples == 50_000
-    assert not lossless(KeepFirst, draft, target, 2, samples=50_000, generator=0).lossless
+    assert lossless(KeepFirst, draft, target, 2, samples=50_000, generator=0).biased
     # Two pairs with opposite errors: their sum would look right.
     swapped = np.array([[0.3, 0.7], [0.7, 0.3]])
     verdict = lossless(KeepFirst, swapped, swapped[::-1].copy(), 2, samples=20_000, generator=0)
-    assert not verdict.lossless
+    assert verdict.biased
 
 
 def test_a_large_vocabulary_is_sampled_in_pieces():
     draft, target = (torch.tensor(side).float() for side in D.zipf(32_000, seed=1))
     verdict = lossless("coupling", draft, target, 1, generator=0)
     assert verdict.samples == 6_250
-    assert verdict.lossless
+    assert verdict.answer == "no bias found"
     assert verdict.total_variation is None
-    assert not lossless(KeepFirst, draft, target, 1, samples=4_000, generator=0).lossless
+    assert verdict.merged < 1e-12
+    assert lossless(KeepFirst, draft, target, 1, samples=4_000, generator=0).biased
+
+
+# --- a vocabulary too large to enumerate (tests/verdict_power.py: 32,000, and many times) ---
+
+
+def rule_name(rule):
+    return rule if isinstance(rule, str) else getattr(rule, "name", "") + type(rule).__name__
+
+
+@pytest.mark.parametrize("rule", [*WRONG, *DRAWS_ONLY], ids=rule_name)
+def test_every_wrong_rule_is_caught_at_size(rule):
+    (verdict,) = judge(rule, 300, range(1), samples=6_250)
+    assert verdict.answer == "biased"
+    assert verdict.total_variation is None
+    assert "NOT lossless" in str(verdict)
+    assert "\n  where target/draft is " in str(verdict)
+    assert 1 <= len(verdict.ratios) <= 4
+    assert max(abs(share.produced - share.target) for share in verdict.ratios) > 1e-4
+
+
+def test_drafts_without_replacement_are_merged_to_more_classes():
+    """On so few as three classes this bias vanishes for the pair of seed 1."""
+    rule = next(rule for rule in WRONG if type(rule).__name__ == "ForgetsToRemove")
+    for verdict in judge(rule, 32_000, range(4), samples=4):
+        assert verdict.merged > 0.01
+        assert verdict.answer == "biased"
+
+
+@pytest.mark.parametrize("rule", RIGHT)
+def test_no_right_rule_is_accused_at_size(rule):
+    (verdict,) = judge(rule, 200, range(1), samples=1_000)
+    assert verdict.answer == "no bias found"
+    assert not verdict.lossless
+    assert verdict.merged < 1e-10
+    assert min(verdict.p_value, verdict.agreement) > 0.01
+    assert verdict.over == verdict.under == verdict.ratios == ()
+    assert 0.1 < verdict.detectable < 0.15
+
+
+class WrongAtSize(KSeq):
+    """The parameters of two drafts more, once there are more than ten tokens."""
+
+    def _given_drafts(self, draft, target, tokens):
+        rule = super() if draft.shape[-1] <= 10 else OfTwoMore()
+        return rule._given_drafts(draft, target, tokens)
+
+
+def test_a_law_that_is_wrong_only_at_size_is_seen():
+    """Its `_select` and the merged pair are right; what is left is P(Y = y | drafts)."""
+    draft, target = D.zipf(1_000)
+    verdict = lossless(WrongAtSize, draft, target, 8, samples=6_250, generator=0)
+    assert verdict.merged < 1e-12
+    assert verdict.p_value < verdict.false_alarm
+    assert verdict.answer == "biased"
+
+
+def test_a_select_that_leaves_its_law_is_seen_at_size():
+    verdict = lossless(TwoFaced, *D.zipf(500), 4, samples=6_250, generator=0)
+    assert verdict.merged < 1e-12
+    assert verdict.agreement < verdict.false_alarm
+    assert "disagrees with the rule's own output_distribution" in str(verdict)
+
+
+class NoLaw(KSeq):
+    def _given_drafts(self, draft, target, tokens):
+        return super()._given_drafts(draft, target, tokens) * float("nan")
+
+
+def test_a_law_that_is_not_finite_is_named():
+    with pytest.raises(
+        ValueError, match=r"verifier: kseq\._given_drafts has entries that are not fin"
+    ):
+        lossless(NoLaw, *D.zipf(500), 4, samples=100, generator=0)
+    verdict = lossless(NoLaw, *D.five_tokens(), 2, samples=100, generator=0)
+    assert verdict.answer == "biased"
+
+
+@pytest.mark.parametrize(
+    ("n", "rare"), [(200_000, 6e-5), (200_000, 5e-5), (2_000, 0.004), (50, 0.3), (20, 1e-3)]
+)
+def test_the_false_alarm_of_small_cells_is_exact(n, rare):
+    """Two tokens, every count of the rare one: chi-square alone accused 2.3e-5 of 200,000 x 6e-5."""
+    counts = np.arange(min(n, 400) + 1)
+    found = [3 * min(p_values(np.array([n - c, c]), np.array([1 - rare, rare]))) for c in counts]
+    alarm = stats.binom.pmf(counts, n, rare)[np.array(found) < 1e-6].sum()
+    assert alarm + stats.binom.sf(counts[-1], n, rare) < 1e-6
+
+
+def test_what_is_said_to_be_detectable_is_detected():
+    """By enumeration: two tokens, and an output wrong by just more than `detectable`."""
+    draft, target, n = np.array([0.7, 0.3]), np.array([0.4, 0.6]), 500
+    verdict = lossless(TargetSampler, draft, target, 2, samples=n, generator=0)
+    counts = np.arange(n + 1)
+    found = [3 * min(p_values(np.array([c, n - c]), target)) < 1e-6 for c in counts]
+    for sign in (1, -1):
+        wrong = target[0] + sign * verdict.detectable * 1.001
+        assert stats.binom.pmf(counts, n, wrong)[found].sum() >= 0.99
+    assert verdict.detectable < 0.2
+
+
+def test_pairs_with_different_masses_keep_the_false_alarm():
+    """The sum of two different binomials: its exact tail is below what is reported of it."""
+    masses, n = np.array([[0.05, 0.95], [0.6, 0.4]]), 40
+    one, two = (stats.binom.pmf(np.arange(n + 1), n, mass) for mass in masses[:, 0])
+    exact = np.convolve(one, two)
+    own = torch.tensor([[[0, 1], [0, 1]]] * 2)
+    for total in range(2 * n + 1):
+        first = min(total, n)
+        counts = np.array([[first, n - first], [total - first, n - total + first]])
+        tail = min(exact[: total + 1].sum(), exact[total:].sum())
+        assert _p_values(counts, masses, own)[2] / 130 >= min(1, 2 * tail) * (1 - 1e-9)
+    # One pair of a hundred says token 0 half of the time: one count is no surprise, two-sided p = 1.
+    masses, counts = np.array([[0.5, 0.5], *[[0, 1]] * 99]), np.array([[1, 0], *[[0, 1]] * 99])
+    assert _p_values(counts, masses, own[:1].expand(100, -1, -1))[2] == 130
+
+
+def test_noise_is_no_total_variation_above_one():
+    draft, target = D.zipf(2_000)
+    verdict = lossless("target-only", draft, target, 2, samples=20, generator=0)
+    assert verdict.noise == pytest.approx(verdict.sampled, abs=0.05)
+
+
+class Counted(KeepFirst):
+    """Says token 1 in 280 of 400 draws, whatever is drafted."""
+
+    def select(self, draft, target, tokens, generator):
+        return (np.arange(len(tokens)) < 280).astype(int)
+
+
+def test_the_tests_share_the_false_alarm():
+    """Three tests of the draws: by token, over all tokens, by set. The smallest counts three times."""
+    verdict = lossless(Counted, [0.5, 0.5], [0.4, 0.6], 2, samples=400, generator=0)
+    one = 2 * 2 * stats.binom.sf(279, 400, 0.6)  # two sides, two tokens
+    assert verdict.p_value == pytest.approx(3 * one)
+    assert verdict.answer == "no bias found"
+    third = p_values(np.array([120, 280]), np.array([0.4, 0.6]))[2]
+    assert third == pytest.approx(130 * one / 2)  # 130 sets
 
 
 def test_a_seed_repeats_the_verdict():
@@ -396,13 +547,13 @@ def test_a_seed_repeats_the_verdict():
 
 
 def test_the_false_alarm_rate_is_kept():
-    """p-values of a lossless rule are uniform: 200 verdicts, a twentieth of them below 0.05."""
+    """A lossless rule: of 200 verdicts no more than a twentieth has a p-value below 0.05."""
     draft, target = D.dirichlet(6, 2.0, 0)
     p_values = [
         lossless("target-only", draft, target, 2, samples=2_000, generator=seed).p_value
         for seed in range(200)
     ]
-    assert abs(np.mean(np.array(p_values) < 0.05) - 0.05) < 4 * (0.05 * 0.95 / 200) ** 0.5
+    assert np.mean(np.array(p_values) < 0.05) < 0.05 + 4 * (0.05 * 0.95 / 200) ** 0.5
 
 
 def test_a_verdict_becomes_json():
@@ -513,3 +664,31 @@ def test_other_bad_arguments():
         compare(draft, [-0.5, 1.5, 0, 0, 0])
     with pytest.raises(ValueError, match=r"draft: shape \(0, 5\) holds no pair"):
         compare(np.zeros((0, 5)), np.zeros((0, 5)))
+
+
+class OfOnePair(Verifier):
+    """Says what it was made with, whatever is drafted: lossless for that target alone."""
+
+    name = "of one pair"
+    for_any_pair = False
+
+    def __init__(self, table):
+        self.table = torch.as_tensor(table)
+
+    def _given_drafts(self, draft, target, tokens):
+        return self.table.expand(*tokens.shape[:-1], -1)
+
+
+def test_a_rule_made_for_one_pair_is_not_judged_on_another():
+    draft, target = D.dirichlet(300, 0.3, seed=3)
+    verdict = lossless(OfOnePair(target), draft, target, 8, samples=2_000, generator=0)
+    assert verdict.answer == "no bias found" and verdict.merged is None
+    assert lossless(OfOnePair(draft), draft, target, 8, samples=2_000, generator=0).biased
+
+
+def test_merging_tokens_never_accuses_kseq_of_a_given_rho():
+    """rho* falls as tokens are merged, so that a rho that was large enough stays so."""
+    draft, target = D.dirichlet(300, 0.3, seed=3)
+    own = float(optimal_rho(*map(torch.from_numpy, (draft, target)), 8))
+    verdict = lossless(KSeq(own), draft, target, 8, samples=2_000, generator=0)
+    assert verdict.answer == "no bias found" and verdict.merged < 1e-10

@@ -14,6 +14,7 @@ from strategies import distributions
 from spectr_lite import distributions as D
 from spectr_lite.distributions import IID, TopM, WithoutReplacement
 from spectr_lite.stats import chi_square
+from spectr_lite.transport import optimal_acceptance
 
 LAWS = [IID(), WithoutReplacement(), TopM(1), TopM(2), TopM(6)]
 DRAFT = np.array([0.45, 0.3, 0.15, 0.1, 0.0])
@@ -138,3 +139,39 @@ def test_an_enumeration_too_large_is_refused():
     for drafting in (IID(), WithoutReplacement(), TopM(1)):
         with pytest.raises(ValueError, match=r"k: enumeration needs [\d,]+ tuples x 40 tokens"):
             drafting.tuples(draft, 6)
+
+
+# --- masses at the end of float64 ---
+
+
+TINY = [
+    [1.0, 1e-310, 1e-320],
+    [1.0, 5e-324, 0.0],
+    [0.6, 0.4, 1e-305],
+    [0.5, 0.5 - 1e-16, 1e-300, 1e-310],
+    [0.4, 0.3, 0.3, 1e-323, 1e-308],
+]
+
+
+@pytest.mark.parametrize("draft", TINY)
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_the_optimum_with_masses_below_1e_300(draft, k):
+    """Against the largest excess over all sets, by enumeration of the tuples."""
+    p = torch.tensor(draft, dtype=torch.float64)
+    target = np.linspace(1, 2, len(draft)) / np.linspace(1, 2, len(draft)).sum()
+    tokens, mass = WithoutReplacement().tuples(p, k)
+    worst = 0.0
+    for size in range(len(draft) + 1):
+        for chosen in itertools.combinations(range(len(draft)), size):
+            inside = torch.isin(tokens, torch.tensor([*chosen, -1])).all(-1)
+            worst = max(worst, float(mass[inside].sum()) - target[list(chosen)].sum())
+    found = optimal_acceptance(draft, target, k, drafting=WithoutReplacement())
+    assert found == pytest.approx(1 - worst, abs=1e-9)
+
+
+def test_a_mass_of_1e_310_is_drafted_when_nothing_else_is_left():
+    draft = torch.tensor([1.0, 1e-310, 0.0], dtype=torch.float64)
+    drawn = WithoutReplacement().sample(draft, 3, torch.Generator().manual_seed(0))
+    assert drawn.tolist() == [0, 1, -1]
+    order = D.by_ratio(draft[[0, 2, 1]], torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64))
+    assert order.tolist() == [0, 2, 1]  # the one that is never drafted last, though 1e310 overflows

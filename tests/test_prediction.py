@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from unittest.mock import patch
-
 import pytest
 import torch
 from tiny_models import make_pair
 
 from spectr_experiments import clocks, prediction
 from spectr_experiments.prediction import Kernel, Kernels, as_on_a_gpu
+from spectr_lite import kernels
 from spectr_lite.decoding import Decoder
 from spectr_lite.models import smollm2
 from spectr_lite.models.transformer import Transformer
@@ -19,9 +18,9 @@ H100 = prediction.DEVICES["H100"]
 
 
 def counted(call) -> list[tuple[str, int, int]]:
-    with Kernels() as kernels:
+    with Kernels() as counted:
         call()
-    return [(k.name.removeprefix("aten."), k.bytes, k.flops) for k in kernels.launched]
+    return [(k.name.removeprefix("aten."), k.bytes, k.flops) for k in counted.launched]
 
 
 def test_what_a_kernel_moves_and_computes():
@@ -58,28 +57,37 @@ def test_the_time_of_a_kernel_is_the_largest_of_three():
 
 
 @pytest.mark.parametrize("rule", prediction.RULES)
-def test_a_fake_turn_launches_what_a_real_one_does(rule):
+def test_a_fake_turn_launches_what_a_real_one_does(rule, monkeypatch):
     """But for the norm and the attention, which torch's CPU operations take apart."""
     settings = {"num_drafts": 3, "draft_length": 2, "verifier": rule}
+    monkeypatch.setattr(kernels, "take", lambda rule, device: False)  # all of it in torch
     models = make_pair(dtype=torch.float32)
     with as_on_a_gpu():
         shapes = [Transformer(model.config).requires_grad_(False) for model in models]
         fake = prediction.trace(*shapes, **settings)
+    monkeypatch.setattr(paths, "SYNC_IS_FREE", set())
     decoder = Decoder(*models, **settings)
+    decoder.graphs.disabled = True
     next(decoder.decode([[1, 2, 3]], max_new_tokens=20))
     steps, _ = clocks.stage_steps(decoder, lambda: 10)
-    with (
-        torch.no_grad(),
-        patch.object(paths, "SYNC_IS_FREE", set()),
-        patch.object(prediction.F, "rms_norm", prediction.one_norm),
-    ):
-        for name, step in steps.items():
-            with Kernels() as kernels:
-                step()
-            if name in ("verify", "commit"):
-                real = [kernel.name for kernel in kernels.launched]
-                assert [kernel.name for kernel in fake[name]] == real
-            assert kernels.launched and fake[name]
+    for name, step in steps.items():
+        with torch.no_grad(), Kernels() as counted:
+            step()
+        if name in ("verify", "commit"):
+            assert [kernel.name for kernel in fake[name]] == [k.name for k in counted.launched]
+        assert counted.launched and fake[name]
+
+
+@pytest.mark.parametrize("rule", ["kseq", "optimal-block"])
+def test_a_call_of_a_triton_kernel_is_one_kernel_with_all_that_it_is_given(rule):
+    with as_on_a_gpu():
+        models = prediction.fake_models("bundled")
+        turn = prediction.trace(*models, num_drafts=3, draft_length=2, verifier=rule)["verify"]
+    of_triton = [kernel for kernel in turn if not kernel.name.startswith("aten.")]
+    assert 5 < len(of_triton) < len(turn) <= 20
+    laws = 4 * 4096 * (3 * 2 + 1 + 3 * 2)  # of the draft and the target, in float32
+    tables = {"kseq": 1.1, "optimal-block": 4}[rule]  # the plan's histograms are larger than they
+    assert laws <= max(kernel.bytes for kernel in of_triton) < tables * laws
 
 
 def test_an_autoregressive_step_reads_the_weights_once():

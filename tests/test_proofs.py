@@ -280,6 +280,44 @@ def test_the_root_lies_between_any_discount_and_its_other_bound():
             assert min(rho, other) - 1e-9 <= star <= max(rho, other) + 1e-9
 
 
+def test_a_grid_ends_on_the_safe_side_too():
+    rng = np.random.default_rng(RNG_SEED)
+    for (draft, target), k, N in itertools.product(overlapping(30, 6), (2, 5, 40), (1, 7, 100)):
+        steps = k ** (np.arange(N + 1) / N)
+        found = [parts(draft, target, k, rho) for rho in steps]
+        safe = [
+            passed <= rho * beta + 1e-15
+            for rho, (beta, passed, _) in zip(steps, found, strict=True)
+        ]
+        rho = steps[first := safe.index(True)]
+        star, (beta, passed, left) = root(draft, target, k), found[first]
+        if passed < 1 - 1e-9:  # beyond, P is flat to rounding
+            assert rho >= star - 1e-9  # (a)
+        assert left.min() > -1e-14
+        lost = parts(draft, target, k, star)[1] - passed
+        assert -1e-12 <= lost <= (1 - 1 / k) ** (k - 1) * np.log(k) / N + 1e-12  # (b)
+        for step, (sum_of_minima, _, _) in zip(steps, found, strict=True):
+            low = (target <= step * draft) & (draft > 0)
+            assert close(target[low].sum() / step + 1 - draft[low].sum(), sum_of_minima)  # (c)
+        chat = min(rho, passed / beta + 0.1 * rng.random())
+        kept = np.minimum(draft, target / rho)
+        if chat * beta < 1 - 1e-9:  # (d)
+            wrong = target - chat * kept
+            output = kept * passed / beta + (1 - passed) * wrong / wrong.sum()
+            variation = abs(output - target).sum() / 2
+            assert variation <= abs(chat - passed / beta) * beta + 1e-12
+
+
+def test_the_grid_of_the_package_is_that_grid():
+    for (draft, target), k in itertools.product(overlapping(30, 6), (2, 5, 40)):
+        p, q = torch.as_tensor(draft), torch.as_tensor(target)
+        step = np.log(kseq.stepped_rho(p, q, k).item()) / np.log(k) * kseq.STEPS
+        assert close(step, round(step), 1e-6)
+        star = np.log(root(draft, target, k)) / np.log(k) * kseq.STEPS
+        if parts(draft, target, k, root(draft, target, k))[1] < 1 - 1e-9:
+            assert -1e-3 <= step - star < 1 + 1e-3
+
+
 # --- the loop ---
 
 

@@ -263,9 +263,18 @@ def drawn_tree(rows, k, length, vocabulary=3, seed=0):
     return *tables, torch.as_tensor(paths)
 
 
-@pytest.mark.parametrize("name", list(iid_rules()))
-def test_a_drawn_block_follows_the_exact_distribution(name):
-    k, length, copies = (2 if takes(name, 2) else 1), 2, 20_000
+THREE_STEPS = ("coupling", "kseq", "recursive", "optimal", "optimal-block")
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [*((name, "cpu") for name in iid_rules()), *((name, "gpu") for name in THREE_STEPS)],
+)
+def test_a_drawn_block_follows_the_exact_distribution(name, device, monkeypatch):
+    if device == "gpu":  # what it does there, here
+        monkeypatch.setitem(nested.DENSE_LIMIT, "cpu", 1024)
+        monkeypatch.setattr(walk, "SYNC_IS_FREE", set())
+    k, length, copies = (2 if takes(name, 2) else 1), 2, 20_000 if device == "cpu" else 4_000
     draft_probs, target_probs, paths = drawn_tree(3, k, length)
     rule = verifiers.get(name)
     exact = rule._given_paths(draft_probs, target_probs, paths)

@@ -1,4 +1,4 @@
-"""Four mistakes that are easy to make in K-SEQ. Each looks right, runs, and biases the output.
+"""Mistakes that are easy to make, most of them in K-SEQ. Each looks right, runs, and biases the output.
 
 Their total variation from the target is known for the pair of `distributions.five_tokens`.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import probability_of
+from spectr_lite.distributions import probability_of, sample
 from spectr_lite.verifiers import Verifier
-from spectr_lite.verifiers.kseq import optimal_rho, residual
+from spectr_lite.verifiers.kseq import KSeq, residual
 
 
 def one_after_another(
@@ -25,6 +25,11 @@ def one_after_another(
     return probs.scatter_add(-1, tokens.clamp_min(0).expand_as(first), first)
 
 
+def rho_of(draft: Tensor, target: Tensor, k: Tensor) -> Tensor:
+    """K-SEQ's rho* for k (...) drafts, worked out once for each number of them."""
+    return KSeq()._rho(draft, target, k, 2)
+
+
 class Deduplicated(Verifier):
     """Tests each distinct draft once, with the parameters for all k."""
 
@@ -32,7 +37,7 @@ class Deduplicated(Verifier):
         same = tokens.unsqueeze(-1) == tokens.unsqueeze(-2)
         repeated = same.tril(-1).any(-1)
         k = (tokens >= 0).sum(-1)
-        rho = optimal_rho(draft, target, k)
+        rho = rho_of(draft, target, k)
         left = residual(draft, target, rho, k)
         return one_after_another(draft, target, tokens.masked_fill(repeated, -1), rho, left)
 
@@ -49,7 +54,7 @@ class PlainResidual(Verifier):
     """The right rho, and the residual of a single draft."""
 
     def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
-        rho = optimal_rho(draft, target, (tokens >= 0).sum(-1))
+        rho = rho_of(draft, target, (tokens >= 0).sum(-1))
         return one_after_another(draft, target, tokens, rho, (target - draft).clamp_min(0))
 
 
@@ -58,8 +63,41 @@ class StaleCount(Verifier):
 
     def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         k = torch.full(tokens.shape[:-1], 3)
-        rho = optimal_rho(draft, target, k)
+        rho = rho_of(draft, target, k)
         return one_after_another(draft, target, tokens, rho, residual(draft, target, rho, k))
+
+
+class OfTwoMore(Verifier):
+    """Parameters for two drafts more than there are."""
+
+    def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+        k = (tokens >= 0).sum(-1) + 2
+        rho = rho_of(draft, target, k)
+        return one_after_another(draft, target, tokens, rho, residual(draft, target, rho, k))
+
+
+class NotOverdone(Verifier):
+    """Keeps the first draft if the draft model does not say it too often, as chapter 1 tries."""
+
+    def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+        first = tokens[..., :1]
+        keep = probability_of(target, first) / probability_of(draft, first)
+        left = target.expand(*tokens.shape[:-1], -1)
+        return ((1 - keep.clamp_max(1)) * left).scatter_add(-1, first, keep.clamp_max(1))
+
+
+class SelectsAs:
+    """A stranger that draws from the distribution of `rule` and tells nothing about it."""
+
+    def __init__(self, rule: Verifier) -> None:
+        self.rule, self.name = rule, f"{type(rule).__name__}, draws only"
+        self.default_drafting = rule.default_drafting
+
+    def acceptance(self, draft: Tensor, target: Tensor, k: int) -> float:
+        return 0.5
+
+    def select(self, draft: Tensor, target: Tensor, tokens: Tensor, generator: object) -> Tensor:
+        return sample(self.rule._given_drafts(draft, target, tokens), generator)
 
 
 # (variant, number of drafts, total variation from the target), to four decimals

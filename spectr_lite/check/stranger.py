@@ -59,6 +59,11 @@ class Asked:
         drafting = drafting if isinstance(drafting, Drafting) else Verifier.default_drafting
         return cls(rule, name, drafting, speaks_torch or isinstance(rule, Verifier))
 
+    @property
+    def gives_laws(self) -> bool:
+        """Whether P(Y = y | drafts) is known, so that what is enumerated is no mere claim."""
+        return isinstance(self.rule, Verifier)
+
     def takes(self, k: int) -> bool:
         """Whether the rule is defined for k drafts. Only a Verifier can say no: 'coupling' takes one."""
         try:
@@ -78,6 +83,16 @@ class Asked:
         if not callable(getattr(self.rule, "output_distribution", None)):
             return None
         return self._numbers("output_distribution", tuple(draft.shape), draft, target, k)
+
+    def law(self, draft: Tensor, target: Tensor, tokens: Tensor) -> np.ndarray:
+        """P(Y = y | drafts), (n, V), for drafted `tokens` (n, k); ValueError where it is not finite."""
+        shape = len(tokens), len(draft)
+        found = self._numbers("_given_drafts", shape, draft, target, tokens)
+        if not np.isfinite(found).all():
+            raise ValueError(
+                f"verifier: {self.name}._given_drafts has entries that are not finite."
+            )
+        return found
 
     def select(
         self, draft: Tensor, target: Tensor, tokens: Tensor, source: torch.Generator

@@ -195,10 +195,15 @@ def mean_acceptance(rule: Asked, pairs: Pairs, k: int) -> float | None:
     return float(np.mean(known)) if len(known) == len(values) else None
 
 
+def is_enumerable(pairs: Pairs, k: int) -> bool:
+    """Whether enumerating the distribution of Y stays within EXACT_LIMIT."""
+    count, vocabulary = pairs.draft.shape
+    return count * vocabulary ** (k + 1) <= EXACT_LIMIT
+
+
 def claimed_distributions(rule: Asked, pairs: Pairs, k: int) -> np.ndarray | None:
     """The rule's own distributions of Y, (n, V); None when it has none, or they are too large."""
-    count, vocabulary = pairs.draft.shape
-    if count * vocabulary ** (k + 1) > EXACT_LIMIT:
+    if not is_enumerable(pairs, k):
         return None
     claims = [rule.output_distribution(p, q, k) for p, q in pairs]
     known = [claim for claim in claims if claim is not None]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from spectr_lite.check import compare, is_defined, lossless, token_rules
 from spectr_lite.commands import find, one_line
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Compares selection rules with the optimum on your draft and target, then says of "
         "each whether its output still follows the target. A file with several rows is a batch of "
         "pairs: the table then shows means over them, and a verdict is about all together, with the "
-        "samples shared between them. Exit status: 0 lossless, 1 something is not, 2 bad input."
+        "samples shared between them. Exit status: 0 no bias found, 1 something is biased, 2 bad input."
     )
     files = "probabilities in .npy, .npz, .csv or .json; FILE.npz:NAME picks an array"
     rule = "a rule's name, or my.module:MyVerifier for your own (default: every token rule)"
@@ -36,12 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--verifier", nargs="+", action="extend", metavar="RULE", help=rule)
     add("--samples", type=whole(1), metavar="N", help=samples)
     add("--seed", type=whole(0, MOST_SEED), default=0, metavar="N", help="default: %(default)s")
+    add("--no-verdicts", action="store_true", help="print the table only, which is much faster")
     add("--json", action="store_true", help="print JSON instead of text")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table and the verdicts. Returns 0, or 1 if some rule is not lossless."""
+    """Print the table and the verdicts. Returns 0, or 1 if some rule is biased."""
     draft, target = load(args.draft, "--draft"), load(args.target, "--target")
     ks, names = ([*dict.fromkeys(found)] for found in (args.k, args.verifier or []))
     chosen = [find(name) for name in names] or None
@@ -50,15 +52,16 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(table)
     judged = [(rule, k) for rule in chosen or token_rules() for k in ks if is_defined(rule, k)]
-    for rule, k in judged:
+    judged = [] if args.no_verdicts else judged
+    for rule, k in tqdm(judged, "verdicts", leave=False, disable=None):  # only on a terminal
         verdict = lossless(rule, draft, target, k, samples=args.samples, generator=args.seed)
         verdicts.append(verdict)
         if not args.json:
-            print(f"\n{verdict}", flush=True)
+            tqdm.write(f"\n{verdict}")
     if args.json:
         results = {**table.to_dict(), "verdicts": [verdict.to_dict() for verdict in verdicts]}
         print(json.dumps(results, indent=2))
-    return 0 if all(verdict.lossless for verdict in verdicts) else EXIT_BIASED
+    return 0 if not any(verdict.biased for verdict in verdicts) else EXIT_BIASED
 
 
 def load(path: str, argument: str) -> Any:
@@ -95,11 +98,14 @@ def load(path: str, argument: str) -> Any:
 
 
 def _read(file: Path, kind: str) -> dict[str, Any]:
-    """The arrays of a file by name; the name is "" unless the file gives one."""
+    """The arrays of a file by name; the name is "" unless the file gives one.
+
+    Text may begin with a byte order mark, as Excel writes it.
+    """
     if kind == ".json":
-        return {"": np.asarray(json.loads(file.read_text(encoding="utf-8-sig")), dtype=np.float64)}
+        return {"": np.asarray(json.loads(file.read_text("utf-8-sig")), dtype=np.float64)}
     if kind == ".csv":
-        lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
         table = np.asarray([[float(cell) for cell in line.split(",")] for line in lines])
         # One column is one distribution, as is one row.
         return {"": table.ravel() if 1 in table.shape else table}

@@ -18,7 +18,7 @@ once and replay it (graphs.py). Then one copy tells the host what happened. stat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
@@ -27,12 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectr_lite import verifiers
+from spectr_lite import kernels, verifiers
 from spectr_lite.decoding.graphs import Captured
+from spectr_lite.decoding.greedy import compare
 from spectr_lite.decoding.sampling import Sampling
 from spectr_lite.decoding.state import LanguageModel, Places, State, Tree, explained
 from spectr_lite.distributions import IID, as_generator, check_count, sample
-from spectr_lite.verifiers import TreeVerifier, Verifier
+from spectr_lite.verifiers import TreeVerifier, Verifier, paths
 from spectr_lite.verifiers.paths import top_down
 
 PROMPT_PIECE = 256  # tokens of a prompt read in one call
@@ -180,6 +181,9 @@ class Decoder:
             self.models.append(_check_draft(draft, target))
             _check_rule(self.rule, num_drafts)
         self.random = torch.Generator(target.device)
+        self.select = selection(
+            self.rule, num_drafts, self.sampling, self.random.device, self.draft_sampling
+        )
         self.state: State | None = None
         synchronizes = any(getattr(model, "synchronizes", False) for model in self.models)
         self.graphs = Captured(self.random, disabled=synchronizes)
@@ -251,9 +255,7 @@ class Decoder:
     def _turn(self, state: State, span: int) -> Tensor:
         """One turn of every row, on the device. (B, K L + L + 6): drafts, block and five counts."""
         drafted, draft_probs, logits = self._scored(state, span)
-        whole_paths = self.num_drafts and isinstance(self.rule, TreeVerifier)
-        select: Any = verify_paths if whole_paths else walk_down
-        block, accepted, path = select(
+        block, accepted, path = self.select(
             self.rule, drafted, draft_probs, logits, self.sampling, self.random
         )
         kept = commit(state, block, path)
@@ -322,6 +324,23 @@ def score_paths(target: LanguageModel, state: State, places: Places, drafted: Te
     root = state.tokens.gather(1, state.length[:, None] - 1)
     tokens = torch.cat([root, drafted.flatten(1)], 1)
     return target(tokens, places.positions, state.caches[0], places.slots, places.mask)
+
+
+def selection(
+    rule: Verifier,
+    num_drafts: int,
+    sampling: Sampling,
+    device: torch.device,
+    draft_sampling: Sampling | None = None,
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """How steps 3 and 4 are done here. Each way gives block (B, L+1), accepted (B,) and path (B,)."""
+    if sampling.temperature == (draft_sampling or sampling).temperature == 0:
+        return compare
+    if num_drafts and kernels.take(rule, device):
+        return kernels.verify
+    if num_drafts and (isinstance(rule, TreeVerifier) or device.type not in paths.SYNC_IS_FREE):
+        return verify_paths
+    return walk_down
 
 
 def walk_down(

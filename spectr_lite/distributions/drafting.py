@@ -20,6 +20,7 @@ from torch import Tensor
 from spectr_lite.distributions.vectors import check_count, sample
 
 ENUMERATION_LIMIT = 5_000_000  # tuples x vocabulary: 40 MB in float64
+MANY = 1_000.0  # exp(-1,000) is 0; an infinite rate would make 0 x inf
 
 
 class TooManyTuples(ValueError):
@@ -77,7 +78,10 @@ def check_drafting(drafting: Drafting | None) -> Drafting:
 
 def by_ratio(draft: Tensor, target: Tensor) -> Tensor:
     """Token ids (..., V) by target/draft ascending, tokens that are never drafted last."""
-    return torch.where(draft > 0, target / draft, torch.inf).argsort(dim=-1)
+    largest = torch.finfo(
+        draft.dtype
+    ).max  # a ratio that overflows still comes before "never drafted"
+    return torch.where(draft > 0, (target / draft).clamp_max(largest), torch.inf).argsort(dim=-1)
 
 
 def ranks(order: Tensor) -> Tensor:
@@ -134,9 +138,10 @@ class WithoutReplacement(Drafting):
 
     def sample(self, draft: Tensor, k: int, generator: torch.Generator) -> Tensor:
         # Exponential clocks of rate draft(x): the first k to ring are k draws without replacement.
+        # They tick in units of 2^-600, so that a mass of 1e-310 rings late and not never.
         shape = draft.shape
         clock = torch.empty(shape, dtype=torch.float64, device=draft.device)
-        clock = clock.exponential_(generator=generator) / draft
+        clock = clock.exponential_(2.0**600, generator=generator) / draft
         rings, tokens = clock.topk(min(k, shape[-1]), largest=False)
         tokens = tokens.masked_fill(rings.isinf(), -1)
         return torch.nn.functional.pad(tokens, (0, k - tokens.shape[-1]), value=-1)
@@ -232,8 +237,10 @@ def _plackett_luce_containment(mass: Tensor, k: int, step: float = 0.2) -> Tenso
     positive = outside[outside > 0]
     if len(positive) == 0:
         return torch.ones_like(mass)
-    latest = float(torch.log(45 / positive.min()))
-    times = torch.exp(torch.arange(-30.0, latest + step, step, dtype=torch.float64))
+    # Only mass x time matters, and a time of 45 / 1e-310 is too large: 2^600 goes over to the masses.
+    latest = math.log(45) - math.log(float(positive.min().detach()))
+    grid = torch.arange(-30.0, latest + step, step, dtype=torch.float64)
+    times, mass, outside = torch.exp(grid - 600 * math.log(2)), mass * 2.0**600, outside * 2.0**600
     # P(N = 0..drawn-1) is updated token by token, for blocks of about sqrt(V) tokens at once, so that
     # Python loops over about 2 sqrt(V) positions and not over V.
     width = max(1, int(len(mass) ** 0.5))
@@ -244,7 +251,7 @@ def _plackett_luce_containment(mass: Tensor, k: int, step: float = 0.2) -> Tenso
         rung = torch.zeros(len(blocks), len(part), drawn, dtype=torch.float64)
         rung[..., 0] = 1  # [block, time, n]: P(n clocks of the block have rung by that time)
         for position in range(width):
-            rung = _ring(rung, blocks[:, position, None] * part)
+            rung = _ring(rung, (blocks[:, position, None] * part).clamp_max(MANY))
         before = torch.zeros_like(rung)  # the same for all the blocks before it
         before[0, :, 0] = 1
         for block in range(1, len(blocks)):
@@ -253,8 +260,8 @@ def _plackett_luce_containment(mass: Tensor, k: int, step: float = 0.2) -> Tenso
                     before[block - 1, :, j, None] * rung[block - 1, :, : drawn - j]
                 )
         for position in range(width):
-            before = _ring(before, blocks[:, position, None] * part)
-            rate = late[:, position, None] * part
+            before = _ring(before, (blocks[:, position, None] * part).clamp_max(MANY))
+            rate = (late[:, position, None] * part).clamp_max(MANY)
             missed[:, position] += step * (rate * torch.exp(-rate) * before.sum(-1)).sum(-1)
     return (1 - missed.flatten()[: len(mass)]).clamp(0, 1)
 

@@ -8,6 +8,7 @@ otherwise. Inside, everything is a torch tensor. Explained in chapter 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Number
 
 import numpy as np
 import torch
@@ -34,33 +35,45 @@ class CheckedPair:
         return values.item() if values.ndim == 0 else values.numpy()
 
 
-def _as_float_tensor(values: ArrayLike, name: str) -> tuple[Tensor, float]:
-    """`values` as a float tensor, and how far from 1 its rows may sum."""
+def as_tensor(values: ArrayLike, name: str, what: str) -> Tensor:
+    """`values` as a dense tensor of real numbers; TypeError says that `name` expected `what`.
+
+    A tensor passes through. What torch cannot hold is copied: other strides and byte orders, read-only
+    arrays; fractions, decimals and long doubles, which become float64.
+    """
     try:
-        tensor = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
-    except (TypeError, ValueError) as error:
+        rows = values if isinstance(values, list | tuple) else [values]
+        if any(isinstance(row, np.ma.MaskedArray) for row in rows):
+            raise TypeError("masked entries have no value")
+        if isinstance(values, Tensor):
+            tensor = values
+        else:
+            array = np.asarray(values)
+            if array.dtype == object and not all(isinstance(v, Number) for v in array.flat):
+                raise TypeError("not all of it is numbers")
+            wide = array.dtype == object or array.dtype == np.longdouble
+            kind = np.dtype(np.float64) if wide else array.dtype.newbyteorder("=")
+            tensor = torch.from_numpy(np.array(array, dtype=kind, order="C"))
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise TypeError(
-            f"{name}: expected an array of probabilities, found {type(values).__name__} ({error}). "
+            f"{name}: expected {what}, found {type(values).__name__} ({error}). "
             "Pass a NumPy array, a torch tensor or nested lists of numbers."
         ) from error
-    if tensor.is_complex() or tensor.dtype == torch.bool:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise TypeError(
-            f"{name}: expected real probabilities, found dtype {tensor.dtype}. "
-            "Pass float16, bfloat16, float32 or float64."
+            f"{name}: expected {what}, found a tensor that is sparse, quantized or without values. "
+            "Pass a dense one."
         )
-    given = tensor.dtype if tensor.is_floating_point() else torch.float64
-    half = given in (torch.float16, torch.bfloat16)
-    kept = torch.float32 if half else given
-    wanted = kept if isinstance(values, Tensor) else torch.float64
-    return tensor.to(wanted), torch.finfo(given).eps ** 0.5
+    return tensor
 
 
 def check_distribution(values: ArrayLike, name: str) -> Tensor:
     """`values` as a normalised float tensor of shape (..., V).
 
     NumPy arrays and lists become float64; torch keeps float32 and float64, and half precision is
-    raised to float32. A row may miss 1 by sqrt(eps) of the given dtype (1.5e-8 in float64, 3.5e-4 in
-    float32, 3% in float16), and is then divided by its sum.
+    raised to float32. A row may miss 1 by what a softmax in float32 leaves, whatever holds it now (a
+    float64 array, a list, a CSV file): V + 8 roundings of 2^-24, but at most 3.5e-4. In half precision
+    it may miss sqrt(eps): 3% in float16. The row is then divided by its sum.
 
     Raises TypeError when `values` is not an array of real numbers, and ValueError when it has no
     vocabulary axis, a negative, NaN or infinite entry, or a row that does not sum to 1.
@@ -69,9 +82,18 @@ def check_distribution(values: ArrayLike, name: str) -> Tensor:
         tensor([0.5000, 0.2500, 0.2500], dtype=torch.float64)
         >>> check_distribution([0.5, 0.6], "draft")
         Traceback (most recent call last):
-        ValueError: draft: row 0 sums to 1.1, more than 1.5e-08 away from 1. ...
+        ValueError: draft: row 0 sums to 1.1, more than 6.0e-07 away from 1. ...
     """
-    tensor, tolerance = _as_float_tensor(values, name)
+    tensor = as_tensor(values, name, "an array of probabilities")
+    given, half = tensor.dtype, tensor.dtype in (torch.float16, torch.bfloat16)
+    known = half or given in (torch.float32, torch.float64)
+    if tensor.is_complex() or given == torch.bool or (tensor.is_floating_point() and not known):
+        raise TypeError(
+            f"{name}: expected real probabilities, found dtype {given}. "
+            "Pass float16, bfloat16, float32 or float64."
+        )
+    single = isinstance(values, Tensor) and (half or given == torch.float32)
+    tensor = tensor.to(torch.float32 if single else torch.float64)
     if tensor.ndim == 0 or tensor.shape[-1] == 0:
         raise ValueError(
             f"{name}: shape {tuple(tensor.shape)} has no vocabulary. "
@@ -84,6 +106,8 @@ def check_distribution(values: ArrayLike, name: str) -> Tensor:
             f"{name}: entry {list(index)} is {tensor[index].item()}. Probabilities must be finite and "
             "not negative; apply softmax first if these are logits."
         )
+    rounding = min((tensor.shape[-1] + 8) * 2.0**-24, 3.5e-4)
+    tolerance = torch.finfo(given).eps ** 0.5 if half else rounding
     total = tensor.sum(-1, dtype=torch.float64)
     miss = (total - 1).abs()
     if (miss > tolerance).any():
@@ -169,6 +193,26 @@ def as_generator(
 def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Uniform numbers in [0, 1) in float64: float32 has too few of them for a large vocabulary."""
     return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
+
+
+def fixed_point(weights: Tensor) -> Tensor:
+    """`weights` (each at most 1) in units of 2^-60, int64: their sums are exact in any order."""
+    return (weights.to(torch.float64) * 2.0**60).to(torch.int64)
+
+
+def draw(weights: Tensor, otherwise: Tensor, coin: Tensor) -> Tensor:
+    """`sample` for a GPU: a coin (...), uniform in [0, 1), gives the same token every time.
+
+    The sums are those of whole numbers, so that no order of threads changes them. A row without any
+    weight draws from `otherwise` (..., V): rounding may leave nothing of a residual.
+    """
+    fixed = fixed_point(weights)
+    empty = fixed.sum(-1, keepdim=True) <= 0
+    cumulative = torch.where(empty, fixed_point(otherwise), fixed).cumsum(-1)
+    total = cumulative[..., -1:]
+    level = torch.minimum((coin.unsqueeze(-1) * total).to(torch.int64), total - 1)
+    token = torch.searchsorted(cumulative, level, right=True).squeeze(-1)
+    return token.clamp_max(weights.shape[-1] - 1)
 
 
 def sample(weights: Tensor, generator: torch.Generator, count: int | None = None) -> Tensor:

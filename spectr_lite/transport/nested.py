@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectr_lite.distributions import by_ratio, ranks, uniform
+from spectr_lite.distributions import by_ratio, fixed_point, ranks
 
 CELLS_PER_OCTAVE = 128  # histogram cells of target/draft: each spans a factor 2^(1/128), 0.5%
 OCTAVES = 24  # ratios beyond 2^-24 and 2^24 share the outermost cells
@@ -52,6 +52,10 @@ class NestedPlan:
     target_below: Tensor
     slope: Tensor
 
+    @property
+    def fields(self) -> tuple[Tensor, ...]:
+        return self.class_of, self.activation, self.draft_below, self.target_below, self.slope
+
     def winner(self, draft: Tensor) -> Tensor:
         """The distribution of the winner, shape (..., V)."""
         return self.slope.gather(-1, self.class_of) * draft
@@ -69,12 +73,11 @@ class NestedPlan:
         chance = in_pool.double() / in_pool.sum(-1, keepdim=True)
         return (chance * weight.unsqueeze(-1)).sum(-2)
 
-    def draw(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
-        """Position of the draft that wins, shape (..., 1)."""
-        lead = torch.broadcast_shapes(self.class_of.shape[:-1], tokens.shape[:-1])
-        in_pool = self._in_pool(tokens, uniform((*lead, 1), generator)).squeeze(-2)
+    def draw(self, tokens: Tensor, z: Tensor, ties: Tensor) -> Tensor:
+        """Position of the draft that wins, (..., 1); `z` (..., 1) and `ties` (..., k) are uniform."""
+        in_pool = self._in_pool(tokens, z).squeeze(-2)
         # A uniform choice among the drafts of the pool.
-        return (uniform(in_pool.shape, generator) * in_pool + in_pool).argmax(-1, keepdim=True)
+        return (ties * in_pool + in_pool).argmax(-1, keepdim=True)
 
     def _in_pool(self, tokens: Tensor, z: Tensor) -> Tensor:
         """Which drafts lie in the highest pool that any draft reached, at each Z of `z` (..., n).
@@ -90,7 +93,7 @@ class NestedPlan:
 
     def take(self, rows: Tensor) -> NestedPlan:
         """The plans of these `rows` (n,), of a plan with one leading dimension."""
-        fields = (self.class_of, self.activation, self.draft_below, self.target_below, self.slope)
+        fields = self.fields
         if len(self.slope) == 1:  # one row for all: repeated without a copy
             return NestedPlan(*(field[0].expand(*rows.shape, -1) for field in fields))
         return NestedPlan(*(field[rows] for field in fields))
@@ -112,10 +115,8 @@ def binned_classes(draft: Tensor, target: Tensor, k: Tensor, classes: int) -> Te
     )
     cell = torch.where(draft > 0, cell, 2 * half + 1)
     cell = torch.where((target > 0) | (draft <= 0), cell, 0)
-    empty = torch.zeros(*cell.shape[:-1], 2 * half + 2, dtype=torch.float64, device=draft.device)
-    drafted = empty.scatter_add(-1, cell, draft.to(torch.float64)).cumsum(-1)
-    covered = empty.scatter_add(-1, cell, target.to(torch.float64)).cumsum(-1)
-    drafted, covered = drafted / drafted[..., -1:], covered / covered[..., -1:]
+    drafted = class_masses(draft, cell, 2 * half + 2)[..., 1:]
+    covered = class_masses(target, cell, 2 * half + 2)[..., 1:]
     mass = drafted + covered + drafted**k
     step = torch.diff(mass, prepend=torch.zeros_like(mass[..., :1])).clamp_min(0).sqrt()
     level = step.cumsum(-1)
@@ -129,9 +130,12 @@ def binned_classes(draft: Tensor, target: Tensor, k: Tensor, classes: int) -> Te
 
 
 def class_masses(values: Tensor, class_of: Tensor, classes: int) -> Tensor:
-    """Mass of `values` (..., V) below each class edge, (..., C + 1), from 0 to exactly 1."""
-    masses = torch.zeros(*values.shape[:-1], classes, dtype=torch.float64, device=values.device)
-    below = masses.scatter_add(-1, class_of, values.to(torch.float64)).cumsum(-1)
+    """Mass of `values` (..., V) below each class edge, (..., C + 1), from 0 to exactly 1.
+
+    The sums are those of whole numbers, so that no order of a GPU's threads changes them.
+    """
+    masses = torch.zeros(*values.shape[:-1], classes, dtype=torch.int64, device=values.device)
+    below = masses.scatter_add(-1, class_of, fixed_point(values)).cumsum(-1).to(torch.float64)
     return torch.nn.functional.pad(below / below[..., -1:], (1, 0))
 
 

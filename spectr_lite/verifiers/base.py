@@ -26,6 +26,7 @@ from spectr_lite.distributions import (
     ArrayLike,
     Drafting,
     as_generator,
+    as_tensor,
     check_count,
     check_distribution,
     check_pair,
@@ -61,6 +62,10 @@ class Verifier(ABC):
     valid_for: ClassVar[tuple[type[Drafting], ...]] = (IID,)
     default_drafting: ClassVar[Drafting] = IID()
     only_k: ClassVar[int | None] = None  # the one number of drafts that a rule is made for
+    most_k: ClassVar[int] = MOST_DRAFTS  # beyond it the rule takes minutes
+    for_any_pair: bool = (
+        True  # False for a rule that was made for one pair and is right there alone
+    )
 
     # --- public: checked, NumPy or torch ---
 
@@ -146,7 +151,7 @@ class Verifier(ABC):
         self._check_drafting(IID())
         draft = check_distribution(draft_probs, "draft_probs")
         target = check_distribution(target_probs, "target_probs")
-        drafted = paths if isinstance(paths, Tensor) else torch.as_tensor(np.asarray(paths))
+        drafted = as_tensor(paths, "paths", "an array of integer ids")
         length = drafted.shape[-1] if drafted.ndim else 0
         if (
             drafted.ndim < 2
@@ -206,6 +211,11 @@ class Verifier(ABC):
     def check_drafts(self, k: int) -> int:
         """k as an int; ValueError if the rule is not defined for so many drafts."""
         k = check_count(k, "k", most=MOST_DRAFTS)
+        if k > self.most_k:
+            raise ValueError(
+                f"k: {self.name!r} works on one draft after another, found {k}. Give at most "
+                f"{self.most_k}; 'kseq' and 'optimal' take any number."
+            )
         if self.only_k not in (None, k):
             raise ValueError(
                 f"k: {self.name!r} is defined for k={self.only_k} only, found {k}. 'kseq', 'optimal' "
@@ -259,17 +269,14 @@ class TreeVerifier(Verifier):
 
 def _check_tokens(tokens: ArrayLike, draft: Tensor) -> Tensor:
     """`tokens` as int64 of shape (..., k); TypeError or ValueError if that is not what they are."""
-    try:
-        drafted = tokens if isinstance(tokens, Tensor) else torch.as_tensor(np.asarray(tokens))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"tokens: expected an array of integer ids, found {tokens!r}.") from error
+    drafted = as_tensor(tokens, "tokens", "an array of integer ids")
     if drafted.is_floating_point() or drafted.is_complex() or drafted.dtype == torch.bool:
         raise TypeError(f"tokens: expected integer ids, found dtype {drafted.dtype}.")
     if drafted.ndim == 0 or drafted.shape[-1] == 0:
         raise ValueError(
             f"tokens: shape {tuple(drafted.shape)} has no drafts. The last axis must hold k >= 1 ids."
         )
-    vocabulary = draft.shape[-1]
+    drafted, vocabulary = drafted.to(torch.int64), draft.shape[-1]
     outside = drafted[(drafted < 0) | (drafted >= vocabulary)]
     if len(outside):
         raise ValueError(
@@ -283,7 +290,7 @@ def _check_tokens(tokens: ArrayLike, draft: Tensor) -> Tensor:
             f"tokens: shape {tuple(drafted.shape)} does not match distributions of shape "
             f"{tuple(draft.shape)}. Leading dimensions must broadcast."
         ) from error
-    return drafted.to(device=draft.device, dtype=torch.int64)
+    return drafted.to(draft.device)
 
 
 def _enumerate(

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from spectr_lite.distributions import Drafting, probability_of, sample, uniform
-from spectr_lite.verifiers.base import Verifier
+from spectr_lite.verifiers.nodes import NodeVerifier, Parameters, first_passing
 
 
 def couple_winner(chance: Tensor, winner: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
@@ -48,13 +48,7 @@ def left_over(target: Tensor, taken: Tensor) -> Tensor:
     return torch.maximum(target - taken, 1e-30 * target)
 
 
-def first_accepted(tokens: Tensor, accepted: Tensor, otherwise: Tensor) -> Tensor:
-    """The first of `tokens` (..., k) that is accepted; where none is, `otherwise` (...)."""
-    first = accepted.to(torch.int8).argmax(-1, keepdim=True)
-    return torch.where(accepted.any(-1), tokens.gather(-1, first).squeeze(-1), otherwise)
-
-
-class Coupling(Verifier):
+class Coupling(NodeVerifier):
     """Optimal for one draft, and defined for one draft only."""
 
     name = "coupling"
@@ -66,7 +60,13 @@ class Coupling(Verifier):
     def _given_drafts(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         return couple_winner(torch.ones_like(probability_of(draft, tokens)), draft, target, tokens)
 
-    def _select(
-        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: Generator
+    def _parameters(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Parameters:
+        return ()
+
+    def _accepted(
+        self, parameters: Parameters, draft: Tensor, target: Tensor, tokens: Tensor, coins: Tensor
     ) -> Tensor:
-        return couple(tokens, draft, target, generator)
+        return first_passing(coins * probability_of(draft, tokens) < probability_of(target, tokens))
+
+    def _left(self, parameters: Parameters, draft: Tensor, target: Tensor) -> Tensor:
+        return left_over(target, draft)

@@ -29,7 +29,6 @@ from spectr_lite.distributions import ENUMERATION_LIMIT, Drafting, check_count
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.coupling import couple_winner
 
-MOST_MATCHES = 64
 Match = tuple[np.ndarray, np.ndarray]  # rank (V,) of each token; coins (s, s), P(row's token wins)
 
 
@@ -80,18 +79,10 @@ class Importance(Verifier):
     """The tournament; `truncation` is s, the number of tokens between which coins decide."""
 
     name = "importance"
+    most_k = 64  # a linear program for each
 
     def __init__(self, truncation: int = 20) -> None:
         self.truncation = check_count(truncation, "truncation")
-
-    def check_drafts(self, k: int) -> int:
-        k = super().check_drafts(k)
-        if k > MOST_MATCHES:
-            raise ValueError(
-                f"k: {self.name!r} solves a linear program for each draft, found {k}. Give at most "
-                f"{MOST_MATCHES}; 'kseq' and 'optimal' take any number."
-            )
-        return k
 
     def _tournament(
         self, draft: np.ndarray, target: np.ndarray, k: int
@@ -111,7 +102,12 @@ class Importance(Verifier):
         if draft.shape[-1] ** (k + 1) <= ENUMERATION_LIMIT:
             return super()._acceptance(draft, target, k, drafting)
         pairs = (
-            torch.stack([draft, target], -2).double().cpu().numpy().reshape(-1, 2, draft.shape[-1])
+            torch.stack([draft, target], -2)
+            .detach()
+            .double()
+            .cpu()
+            .numpy()
+            .reshape(-1, 2, draft.shape[-1])
         )
         winners = np.stack([self._tournament(p, q, k)[1][-1] for p, q in pairs])
         winner = torch.as_tensor(winners, device=draft.device).view(draft.shape)
@@ -125,7 +121,7 @@ class Importance(Verifier):
         drafted = tokens.expand(*lead, -1).reshape(-1, width)
         probs = draft.new_zeros(len(drafted), vocabulary)
         for index, pair in enumerate(pairs):
-            p, q = pair.double().cpu().numpy()
+            p, q = pair.detach().double().cpu().numpy()
             matches, champions = self._tournament(p, q, width)
             mine = row == index
             probs[mine] = _play(pair[1], probs.new_tensor(champions), matches, drafted[mine])

@@ -12,13 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from spectr_lite.distributions import Drafting, check_count
+from spectr_lite.distributions import Drafting, check_count, probability_of, uniform
 from spectr_lite.transport.nested import NestedPlan, plan
-from spectr_lite.verifiers.base import Verifier
-from spectr_lite.verifiers.coupling import couple, couple_winner
+from spectr_lite.verifiers.coupling import couple_winner
+from spectr_lite.verifiers.nodes import NodeVerifier, Parameters
 
 
-class Optimal(Verifier):
+class Optimal(NodeVerifier):
     """Nested priority. More than `classes` tokens are binned into so many classes; None never bins.
 
     >>> round(Optimal().acceptance([1 / 2, 1 / 3, 1 / 6], [0.1, 0.3, 0.6], k=2), 6)
@@ -51,10 +51,23 @@ class Optimal(Verifier):
         made = self._plan_of(draft, target, tokens)
         return couple_winner(made.chances(tokens), made.winner(draft), target, tokens)
 
-    def _select(
-        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: Generator
+    def _parameters(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Parameters:
+        return self._plan_of(draft, target, tokens).fields
+
+    def _coins(self, lead: tuple[int, ...], k: int, generator: Generator) -> Tensor:
+        """Uniform numbers (*lead, k + 2): for Z, for the ties of the k drafts, for the coupling."""
+        return torch.cat([uniform((*lead, n), generator) for n in (1, k, 1)], -1)
+
+    def _accepted(
+        self, parameters: Parameters, draft: Tensor, target: Tensor, tokens: Tensor, coins: Tensor
     ) -> Tensor:
-        made = self._plan_of(draft, target, tokens)
-        tokens = tokens.expand(*made.class_of.shape[:-1], -1)
-        token = tokens.gather(-1, made.draw(tokens, generator)).clamp_min(0)
-        return couple(token, made.winner(draft), target, generator)
+        made = NestedPlan(*parameters)
+        z, ties, eta = coins.split([1, tokens.shape[-1], 1], -1)
+        place = made.draw(tokens, z, ties)
+        token = tokens.gather(-1, place)
+        slope = made.slope.gather(-1, made.classes(token).clamp_min(0))
+        accepted = eta * slope * probability_of(draft, token) < probability_of(target, token)
+        return torch.where(accepted & (token >= 0), place, -1).squeeze(-1)
+
+    def _left(self, parameters: Parameters, draft: Tensor, target: Tensor) -> Tensor:
+        return (target - NestedPlan(*parameters).winner(draft)).clamp_min(0)

@@ -18,8 +18,10 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from spectr_lite.distributions import Drafting
+from spectr_lite.distributions import Drafting, draw, uniform
+from spectr_lite.verifiers import paths as walk
 from spectr_lite.verifiers.base import TreeVerifier
+from spectr_lite.verifiers.nodes import down, nodes_at, offered_everywhere
 from spectr_lite.verifiers.optimal import Optimal
 from spectr_lite.verifiers.paths import (
     Block,
@@ -83,7 +85,9 @@ class OptimalBlock(TreeVerifier):
     def _verify(
         self, draft_probs: Tensor, target_probs: Tensor, paths: Tensor, generator: Generator
     ) -> Block:
-        """Plans only the nodes on the way down: L plans and not K L."""
+        if paths.device.type not in walk.SYNC_IS_FREE:
+            return self._in_three_steps(draft_probs, target_probs, paths, generator)
+        # Only the nodes on the way down have plans: L and not K L.
         alive = paths[..., 0] >= 0
         path = alive.to(torch.int8).argmax(-1)
         marginals, targets = [], []
@@ -91,7 +95,9 @@ class OptimalBlock(TreeVerifier):
             draft, target = probs_at(draft_probs, path, i), probs_at(target_probs, path, i)
             offered = torch.where(alive, paths[..., i], -1)
             plan = self.selection.plan(draft, target, alive.sum(-1))
-            winner = plan.draw(offered, generator)
+            lead = plan.class_of.shape[:-1]
+            z, ties = uniform((*lead, 1), generator), uniform(offered.shape, generator)
+            winner = plan.draw(offered, z, ties)
             marginals.append(plan.winner(draft).to(target.dtype))
             targets.append(target)
             alive = alive & (offered == offered.gather(-1, winner))
@@ -101,3 +107,39 @@ class OptimalBlock(TreeVerifier):
             torch.stack(marginals, -2), torch.stack(targets, -2), row_at(paths, path)
         )
         return emit(paths, path, *draw_stop(stop, extra, generator))
+
+    def _in_three_steps(
+        self, draft_probs: Tensor, target_probs: Tensor, paths: Tensor, generator: Generator
+    ) -> Block:
+        """As in nodes.py: the plans of all nodes, the way down by their winners, one draw."""
+        lead, (count, length) = paths.shape[:-2], paths.shape[-2:]
+        coins = uniform((*lead, length, count + 1), generator)
+        last_coins = uniform((*lead, 2), generator)
+        return in_three_steps(self.selection, draft_probs, target_probs, paths, coins, last_coins)
+
+
+def in_three_steps(
+    selection: Optimal,
+    draft_probs: Tensor,
+    target_probs: Tensor,
+    paths: Tensor,
+    coins: Tensor,
+    last_coins: Tensor,
+) -> Block:
+    """One block for each row. `coins` (..., L, K + 1): Z and the ties; `last_coins` (..., 2): the
+    length, the last token."""
+    offered, shared = offered_everywhere(paths)
+    plan = selection.plan(draft_probs, target_probs[..., :-1, :], (offered >= 0).sum(-1))
+    coins = coins.unsqueeze(-3).expand(*offered.shape[:-1], -1)
+    path, _ = down(plan.draw(offered, coins[..., :1], coins[..., 1:]).squeeze(-1), shared)
+    # The nodes that were chosen at: those of the first path with the same tokens so far.
+    first = row_at(shared.to(torch.int8).argmax(-2), path)
+    classes, slope, draft = (
+        nodes_at(part, first[..., :-1]) for part in (plan.class_of, plan.slope, draft_probs)
+    )
+    targets = nodes_at(target_probs, first).to(torch.float64)
+    stop, extra = verify_path(slope.gather(-1, classes) * draft, targets, row_at(paths, path))
+    accepted = draw(stop, stop, last_coins[..., 0])
+    last = draw(row_at(extra, accepted), row_at(targets, accepted), last_coins[..., 1])
+    path = first.gather(-1, accepted.unsqueeze(-1)).squeeze(-1)
+    return emit(paths, path, accepted, last)

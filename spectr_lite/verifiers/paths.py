@@ -200,6 +200,7 @@ def block_coins(draft_probs: Tensor, target_probs: Tensor, path: Tensor) -> tupl
         token = path[..., i : i + 1]
         mass = probability_of(draft, token)
         ratio = torch.where(mass > 0, probability_of(target, token) / mass, 0.0).squeeze(-1)
+        ratio = ratio.clamp_max(torch.finfo(ratio.dtype).max)  # 0 times infinity is no weight
         weight = (weight * ratio).clamp_max(1)
     coins.append(weight)
     extra.append(target_probs[..., -1, :].expand_as(extra[0]))

@@ -15,8 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from spectr_lite.distributions import Drafting, probability_of, sample, uniform
-from spectr_lite.verifiers.base import Verifier
-from spectr_lite.verifiers.coupling import first_accepted
+from spectr_lite.verifiers.nodes import NodeVerifier, Parameters, first_passing
 
 
 def residual(target: Tensor, draft: Tensor) -> Tensor:
@@ -29,10 +28,11 @@ def residual(target: Tensor, draft: Tensor) -> Tensor:
     return torch.where(total > 0, left / total, target)
 
 
-class Recursive(Verifier):
+class Recursive(NodeVerifier):
     """Recursive rejection sampling with replacement."""
 
     name = "recursive"
+    most_k = 1024
 
     def _acceptance(self, draft: Tensor, target: Tensor, k: int, drafting: Drafting) -> Tensor:
         missed = torch.ones(draft.shape[:-1], dtype=torch.float64, device=draft.device)
@@ -73,4 +73,36 @@ class Recursive(Verifier):
             )
             left = torch.where(token >= 0, residual(left, offered), left)
             offered = self.after_refusal(offered, token)
-        return first_accepted(tokens, torch.cat(accepted, -1), sample(left, generator))
+        place = first_passing(torch.cat(accepted, -1)).unsqueeze(-1)
+        token = tokens.gather(-1, place.clamp_min(0))
+        return torch.where(place >= 0, token, sample(left, generator).unsqueeze(-1)).squeeze(-1)
+
+    def _parameters(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Parameters:
+        """a_i and S_i before each draft, (..., k), and a_i after the last.
+
+        S_i t_i = (target - a_i draft)+;   a_0 = 0, S_0 = 1;   a_{i+1} = a_i + S_i,   S_i its sum
+        """
+        living = (tokens >= 0).to(torch.int64)
+        taken = torch.zeros(living.shape[:-1], dtype=torch.float64, device=draft.device)
+        mass = torch.ones_like(taken)
+        before = []
+        for _ in range(tokens.shape[-1]):
+            before.append((taken, mass))
+            taken = taken + mass
+            left = (target - taken.unsqueeze(-1) * draft).clamp_min(0)
+            mass = left.sum(-1, dtype=torch.float64)
+        shifts, masses = (torch.stack(part, -1) for part in zip(*before, strict=True))
+        rank = living.cumsum(-1) - living  # how many living drafts come before each
+        ends = torch.cat([shifts, taken.unsqueeze(-1)], -1)
+        after = ends.gather(-1, living.sum(-1, keepdim=True))
+        return shifts.gather(-1, rank), masses.gather(-1, rank), after
+
+    def _accepted(
+        self, parameters: Parameters, draft: Tensor, target: Tensor, tokens: Tensor, coins: Tensor
+    ) -> Tensor:
+        shift, mass, _ = parameters
+        tested = (coins * mass + shift) * probability_of(draft, tokens)
+        return first_passing(tested < probability_of(target, tokens))
+
+    def _left(self, parameters: Parameters, draft: Tensor, target: Tensor) -> Tensor:
+        return (target - parameters[2] * draft).clamp_min(0)

@@ -33,6 +33,7 @@ class RecursiveWithoutReplacement(Recursive):
     """Recursive rejection sampling for drafts without replacement."""
 
     name = "recursive-wor"
+    most_k = 1024
     valid_for = (WithoutReplacement,)
     default_drafting = WithoutReplacement()
     _acceptance = Verifier._acceptance
