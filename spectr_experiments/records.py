@@ -547,9 +547,9 @@ def in_time(
 
 
 def progress(total: float, label: str, seconds: float | None = None) -> tqdm:
-    """A bar on stderr: live on a terminal, in a log rarely. What is limited to `seconds` has no
-    total before a first part has shown what can be reached."""
-    pace = 0.2 if sys.stderr.isatty() else 30
+    """A bar on stderr: live on a terminal or in a notebook, in a log rarely. What is limited to
+    `seconds` has no total before a first part has shown what can be reached."""
+    pace = 0.2 if sys.stderr.isatty() or "ipykernel" in sys.modules else 30
     return tqdm(total=None if seconds else total, desc=label, mininterval=pace)
 
 

@@ -797,7 +797,8 @@ MUTANTS = [
     ),
     Mutant(
         "overflow-not-looked-for", "spectr_lite/models/weights.py",
-        "lambda layer, _, found: check(names[layer], found)", "lambda layer, _, found: None",
+        "with register_module_forward_hook(check_layer)",
+        "with register_module_forward_hook(lambda *_: None)",
         "tests/test_smollm2.py -k float16_cannot_hold",
     ),
     Mutant(
@@ -1323,6 +1324,26 @@ EXPERIMENTS = [
         "cells-of-any-size", "spectr_experiments/table1.py",
         "sum(held.values()) > free:", "False:",
         "tests/test_reproduce.py -k batches",
+    ),
+    Mutant(
+        "colab-weights-fill-the-card", "spectr_experiments/colab.py",
+        "pair.weights <= free / 2", "pair.weights <= free",
+        "tests/test_colab.py -k half",
+    ),
+    Mutant(
+        "colab-smallest-cell-left-out", "spectr_experiments/colab.py",
+        "lost = cells.pop()", "lost = cells.pop(0)",
+        "tests/test_colab.py -k without_memory",
+    ),
+    Mutant(
+        "map-first-token-twice", "spectr_experiments/decision.py",
+        "fixed=1 - score,", "fixed=1,",
+        "tests/test_decision.py -k cost_of_a_turn",
+    ),
+    Mutant(
+        "map-slope-over-all-tokens", "spectr_experiments/decision.py",
+        "/ (READ - 1)", "/ READ",
+        "tests/test_decision.py -k place",
     ),
     # --- how commands end ---
     Mutant(

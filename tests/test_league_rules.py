@@ -15,7 +15,7 @@ from spectr_lite import transport, verifiers
 from spectr_lite.distributions import IID, TopM, WithoutReplacement, probability_of
 from spectr_lite.stats import chi_square
 from spectr_lite.transport import nested
-from spectr_lite.verifiers import coupling, kseq, recursive
+from spectr_lite.verifiers import coupling, nodes, optimal, recursive
 from spectr_lite.verifiers.importance import Importance
 from spectr_lite.verifiers.recursive import Recursive, residual
 from spectr_lite.verifiers.recursive_wor import RecursiveWithoutReplacement
@@ -162,11 +162,10 @@ def test_spechub_with_nothing_beside_the_hub_says_what_the_target_says():
 @pytest.mark.parametrize("name", ["coupling", "kseq", "naive", "optimal", "recursive"])
 def test_a_draft_refused_by_rounding_is_replaced_by_a_token_of_the_target(name, monkeypatch):
     """In float32 the target may lie below the draft at one token, and nowhere above it."""
-    monkeypatch.setattr(
-        coupling, "uniform", lambda shape, _: torch.full(shape, 1 - 2**-53).double()
-    )
-    monkeypatch.setattr(kseq, "uniform", coupling.uniform)
-    monkeypatch.setattr(recursive, "uniform", coupling.uniform)
+    for module in (coupling, nodes, optimal, recursive):
+        monkeypatch.setattr(
+            module, "uniform", lambda shape, _: torch.full(shape, 1 - 2**-53).double()
+        )
     draft = torch.tensor([0.3, 0.7, 0.0, 0.0])
     target = torch.nextafter(draft, torch.tensor([0.0, 1.0, 0.0, 0.0]) * draft)
     assert target[0] < draft[0] and (target[1:] == draft[1:]).all()

@@ -162,7 +162,10 @@ def run_notebook(name: str, path: Path) -> tuple[str, list[str], float, float]:
         problem = f"spectr_lite came from {package}, not from the wheel"
     elif peak > MOST_MEMORY:
         problem = f"the kernel took {peak:.1f} GiB, more than {MOST_MEMORY:.0f}"
-    words = "".join(printed(cell, "stderr") for cell in notebook.cells if cell.cell_type == "code")
+    quiet = [
+        cell for cell in notebook.cells if "remove-stderr" not in cell.metadata.get("tags", [])
+    ]
+    words = "".join(printed(cell, "stderr") for cell in quiet if cell.cell_type == "code")
     return problem, words.strip().splitlines(), seconds, peak
 
 

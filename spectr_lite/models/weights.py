@@ -168,7 +168,11 @@ def check_finite(model: nn.Module, read: Callable[[], object], source: str | Pat
     for item in model.state_dict().items():
         check(*item)
     names = {layer: f"the output of {name}" for name, layer in model.named_modules()}
-    with register_module_forward_hook(lambda layer, _, found: check(names[layer], found)):
+
+    def check_layer(layer: nn.Module, _: object, found: object) -> None:
+        check(names.get(layer, f"the output of {type(layer).__name__}"), found)
+
+    with register_module_forward_hook(check_layer):
         read()
 
 

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from spectr_lite.distributions import Drafting, check_count, probability_of, uniform
 from spectr_lite.transport.nested import NestedPlan, plan
-from spectr_lite.verifiers.coupling import couple_winner
+from spectr_lite.verifiers.coupling import couple_winner, left_over
 from spectr_lite.verifiers.nodes import NodeVerifier, Parameters
 
 
@@ -70,4 +70,4 @@ class Optimal(NodeVerifier):
         return torch.where(accepted & (token >= 0), place, -1).squeeze(-1)
 
     def _left(self, parameters: Parameters, draft: Tensor, target: Tensor) -> Tensor:
-        return (target - NestedPlan(*parameters).winner(draft)).clamp_min(0)
+        return left_over(target, NestedPlan(*parameters).winner(draft))

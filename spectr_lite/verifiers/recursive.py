@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from spectr_lite.distributions import Drafting, probability_of, sample, uniform
+from spectr_lite.verifiers.coupling import left_over
 from spectr_lite.verifiers.nodes import NodeVerifier, Parameters, first_passing
 
 
@@ -105,4 +106,4 @@ class Recursive(NodeVerifier):
         return first_passing(tested < probability_of(target, tokens))
 
     def _left(self, parameters: Parameters, draft: Tensor, target: Tensor) -> Tensor:
-        return (target - parameters[2] * draft).clamp_min(0)
+        return left_over(target, parameters[2] * draft)
