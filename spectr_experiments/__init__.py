@@ -6,6 +6,7 @@ parts of the package cost. The paper's own numbers: spectr_lite/book/paper.json.
     python -m spectr_lite reproduce decoding | transport | verifiers | drafts | models | next-token-laws
     python -m spectr_lite reproduce verify results/table1/bundled-cpu-2   a finished run, by its hashes
     python -m spectr_lite reproduce summarise                           results/ -> spectr_lite/results/
+    python -m spectr_lite reproduce predict     what a turn should cost on a GPU, by counting its kernels
 
 A run is results/<experiment>/<run-id>/ (table1: <pair>-<run-id>/) with config.json, env.json (one entry
 per session), manifest.json (hashes) and its records, gzipped JSON lines in a fixed order. Table 1 has

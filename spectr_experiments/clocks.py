@@ -1,7 +1,7 @@
 """How long the loop's turns take, stage by stage.
 
-The first turn, which also reads the prompt, is left out everywhere. Decoders are kept, so that on a GPU
-a second run with the same settings replays what the first one recorded: warm up with one.
+The first turn, which also reads the prompt, is left out everywhere. On a GPU every timed turn is a
+replay: decoders are kept, and what a run will replay is recorded before its clock starts.
 """
 
 from __future__ import annotations
@@ -83,8 +83,32 @@ class Turns:
 
 
 @functools.lru_cache(maxsize=128)
-def kept_decoder(target: Any, draft: Any, **settings: Any) -> Decoder:
+def kept_decoder(target: Any, draft: Any, rows: int, **settings: Any) -> Decoder:
+    """One for each number of rows: another number would drop the buffers, and all graphs with them."""
     return Decoder(target, draft, **settings)
+
+
+def ready_decoder(
+    target: Any, draft: Any, rows: Sequence[Sequence[int]], new_tokens: int, **settings: Any
+) -> Decoder:
+    """A decoder that has recorded, on a GPU, the turn at every span these texts can come to.
+
+    Its graphs call a step at the first use of a span and record it at the second, so each span that
+    lacks a recording decodes a text of such a length, twice.
+    """
+    decoder = kept_decoder(target, draft, len(rows), **settings)
+    if decoder.graphs.disabled:
+        return decoder
+    longest = max(map(len, rows))
+    next(decoder.decode(rows, max_new_tokens=new_tokens))  # makes the buffers
+    spans = {decoder.state.span(longest + n): longest + n for n in range(new_tokens)}
+    for span, length in spans.items():
+        texts = [(list(row) * length)[:length] for row in rows]
+        for _ in range(2):
+            if not decoder.graphs.disabled and span not in decoder.graphs.replays:
+                left = longest + new_tokens - length
+                next(decoder.decode(texts, max_new_tokens=left, generator=0))
+    return decoder
 
 
 def run_turns(
@@ -101,7 +125,7 @@ def run_turns(
     `generator` is a seed; `settings` are those of `Decoder`.
     """
     device = torch.device(target.device)
-    decoder = kept_decoder(target, draft, **settings)
+    decoder = ready_decoder(target, draft, rows, new_tokens, **settings)
     stream = decoder.decode(rows, max_new_tokens=new_tokens, generator=generator)
     left = new_tokens - int(next(stream).kept.max())
     trace, start = [], wait(device)
@@ -116,6 +140,45 @@ def run_turns(
     return Turns(len(trace), seconds, emitted, trace, {})
 
 
+def stage_steps(
+    decoder: Decoder, longest: Callable[[], int]
+) -> tuple[dict[str, Callable[[], Tensor]], dict[str, Any]]:
+    """The stages of `decoder`'s turn as they run on the device, each a step of its own, and what they
+    hand on to each other. `longest()`: the tokens of the longest text, or more."""
+    rule, sampling, random = decoder.rule, decoder.sampling, decoder.random
+    held: dict[str, Any] = {}
+
+    def draft() -> Tensor:
+        state = decoder.state
+        places = held["places"] = state.places(state.span(longest()))
+        held["drafted"], held["laws"] = state.tokens[:, None, :0], []
+        if decoder.num_drafts:
+            held["drafted"], held["laws"] = loop.draft_paths(
+                decoder.models[1], state, places, decoder.draft_sampling, random
+            )
+        return held["drafted"]
+
+    def score() -> Tensor:
+        held["logits"] = loop.score_paths(
+            decoder.models[0], decoder.state, held["places"], held["drafted"]
+        )
+        return held["logits"]
+
+    def verify() -> Tensor:
+        held["block"] = decoder.select(
+            rule, held["drafted"], held["laws"], held["logits"], sampling, random
+        )
+        return held["block"][0]
+
+    def commit() -> Tensor:
+        block, accepted, path = held["block"]
+        kept = loop.commit(decoder.state, block, path)
+        held["report"] = torch.stack([accepted, kept], 1)
+        return held["report"]
+
+    return dict(zip(STAGES, (draft, score, verify, commit), strict=False)), held
+
+
 @torch.no_grad()
 def stage_turns(
     target: Any,
@@ -128,54 +191,29 @@ def stage_turns(
 ) -> Turns:
     """`run_turns` with a clock around every stage, which waits for the device at both of its ends.
 
-    The stages are those of `Decoder`, called one by one here; on a GPU each replays a graph of its
-    own. The sum is a little more than an undisturbed turn, and the clock inside a captured stage
-    would see nothing: there the models' calls are not told apart.
+    The stages are those of `Decoder`, called one by one here. On a GPU each replays a graph of its
+    own, recorded once it has run, at the span of the whole texts. The sum is a little more than an
+    undisturbed turn, and the clock inside a captured stage would see nothing: there the models' calls
+    are not told apart.
     """
     device = torch.device(target.device)
-    decoder = kept_decoder(target, draft, **settings)
-    stream = decoder.decode(rows, max_new_tokens=new_tokens, generator=generator)
-    first = next(stream)
-    state, held, seconds = decoder.state, {}, {}
-    longest = max(map(len, rows)) + (new_tokens if device.type == "cuda" else int(first.kept.max()))
-
-    def draft_stage() -> Tensor:
-        places = held["places"] = state.places(state.span(longest))
-        held["drafted"], held["laws"] = state.tokens[:, None, :0], []
-        if decoder.num_drafts:
-            held["drafted"], held["laws"] = loop.draft_paths(
-                draft, state, places, decoder.sampling, decoder.random
-            )
-        return held["drafted"]
-
-    def score_stage() -> Tensor:
-        held["logits"] = loop.score_paths(target, state, held["places"], held["drafted"])
-        return held["logits"]
-
-    def verify_stage() -> Tensor:
-        held["block"] = decoder.select(
-            decoder.rule,
-            held["drafted"],
-            held["laws"],
-            held["logits"],
-            decoder.sampling,
-            decoder.random,
-        )
-        return held["block"][0]
-
-    def commit_stage() -> Tensor:
-        block, accepted, path = held["block"]
-        kept = loop.commit(state, block, path)
-        held["report"] = torch.stack([accepted, kept], 1)
-        return held["report"]
-
-    steps = dict(zip(STAGES, (draft_stage, score_stage, verify_stage, commit_stage), strict=False))
+    decoder = ready_decoder(target, draft, rows, new_tokens, **settings)
+    most = max(map(len, rows)) + new_tokens
+    longest, captured = most, not decoder.graphs.disabled
+    steps, held = stage_steps(decoder, lambda: longest)
     watched = {"target": target} | ({"draft": draft} if decoder.num_drafts else {})
-    if device.type == "cuda":
+    if captured:
         watched = {}
         for name, step in steps.items():
-            (steps[name], _), _ = graphs.capture(step, decoder.random, None)
+            steps[name] = functools.partial(graphs.Captured(decoder.random), most, step)
+        for _ in range(2):  # each runs, then is recorded
+            for step in steps.values():
+                step()
     steps["copy"] = lambda: held.update(host=held["report"].cpu())
+    stream = decoder.decode(rows, max_new_tokens=new_tokens, generator=generator)
+    first, seconds = next(stream), dict[str, float]()
+    if not captured:
+        longest = max(map(len, rows)) + int(first.kept.max())
 
     count, emitted, left = 0, 0, new_tokens - int(first.kept.max())
     with _timed_calls(watched, seconds):
@@ -188,7 +226,7 @@ def stage_turns(
             accepted, kept = held["host"].unbind(1)
             count, emitted = count + 1, emitted + int((accepted + 1).sum())
             left -= int(kept.max())
-            longest += int(kept.max()) if device.type == "cpu" else 0
+            longest += 0 if captured else int(kept.max())
         total = wait(device) - begin
     stream.close()
     return Turns(count, total, emitted, [], seconds)

@@ -1,4 +1,4 @@
-"""`python -m spectr_lite reproduce`: every experiment, `verify` and `summarise`.
+"""`python -m spectr_lite reproduce`: every experiment, `verify`, `summarise` and `predict`.
 
 An experiment is a module with FOLDER (its folder in results/), SCHEMA and KEYS of its records, and
     plans(args, device, dtype)          the runs that the arguments ask for (records.Plan)
@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 import spectr_lite
-from spectr_experiments import records
+from spectr_experiments import prediction, records
 from spectr_experiments.table1 import ranks
 from spectr_lite.book.environment import device_and_dtype
 from spectr_lite.commands.arguments import folder_name, positive, whole
@@ -73,6 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.set_defaults(reproduce=run_verify)
     again = commands.add_parser("summarise", help="write the package's summaries from results/")
     again.set_defaults(reproduce=lambda _: write_summaries(CHECKOUT))
+    predict = commands.add_parser("predict", help="kernels, bytes and time of a turn on a GPU")
+    predict.set_defaults(reproduce=lambda _: prediction.write(CHECKOUT, SOURCES))
     parser.set_defaults(run=run)
 
 

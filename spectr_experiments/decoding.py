@@ -4,6 +4,7 @@
 
 All jobs of a run take turns within a round, after a warm-up, so that a slow moment touches all of them.
     library   autoregressive decoding by transformers' generate, with the target's own weights
+    assisted  the same with the draft as transformers' assistant, where it is a model of theirs too
     loop      our loop: autoregressive, and a grid of K drafts of L tokens; rows side by side
     stages    the same stage by stage, with a clock that waits for the device at each
 Reading the prompt is left out everywhere: a loop job is timed from the end of its first turn, the
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import statistics
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -26,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectr_experiments import clocks
+from spectr_experiments import clocks, prediction
 from spectr_experiments.records import Phase, Plan, Record, Run, grouped, place, weights_sha256
 from spectr_experiments.speeds import Estimate
 from spectr_lite import verifiers
@@ -35,7 +37,7 @@ from spectr_lite.book.recorded import paper
 from spectr_lite.commands import pairs
 from spectr_lite.decoding import Decoder, state
 from spectr_lite.distributions import IID
-from spectr_lite.models import prompts
+from spectr_lite.models import Transformer, prompts
 
 FOLDER = "benchmark-decoding"
 SCHEMA = {
@@ -77,18 +79,26 @@ QUICK = {
     "rules": ["kseq", "optimal"],
     "memory_drafts": [1, 4],
 }
+SHORT = {  # one draft and many, at every length, against transformers' two ways
+    "grid": {"num_drafts": [1, 8], "draft_length": [1, 2, 4, 8]},
+    "batches": [1],
+    "rules": ["kseq"],
+    "memory_drafts": [8],
+}
 LARGE_ON_A_CPU = {"new_tokens": 32, "batches": [1, 8]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     pairs.add_arguments(parser)
-    parser.add_argument("--quick", action="store_true", help="one round of a little of everything")
+    less = parser.add_mutually_exclusive_group()
+    less.add_argument("--quick", action="store_true", help="one round of a little of everything")
+    less.add_argument("--short", action="store_true", help="K-SEQ alone, 1 and 8 drafts, one text")
 
 
 def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Plan]:
     (name,) = pairs.names(args)
     pair = pairs.load(name, device, dtype)
-    config = make_config(pair, device, args.quick)
+    config = make_config(pair, device, args.quick, args.short)
     texts = prompts.load("sotu", pair.tokenizer, length=config["prompt_length"])
     config |= {"prompts": texts.description, "prompts_sha256": texts.sha256}
     timing = partial(measure, config, pair, texts.tokens)
@@ -96,15 +106,18 @@ def plans(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) ->
     yield Plan(run_id, config, [Phase("decoding", list(SCHEMA), timing)], minutes=8)
 
 
-def make_config(pair: Any, device: torch.device, quick: bool) -> Record:
+def make_config(pair: Any, device: torch.device, quick: bool, short: bool = False) -> Record:
     """All that decides what a run records, but its prompts."""
     slow = device.type == "cpu" and pair.name != "bundled"
-    return FULL | (QUICK if quick else LARGE_ON_A_CPU if slow else {}) | {
+    less = QUICK if quick else (LARGE_ON_A_CPU if slow else {}) | (SHORT if short else {})
+    caches = library_caches(device)
+    return FULL | less | {
         "pair": pair.name,
         "device": device.type,
         "dtype": str(next(pair.target.parameters()).dtype).removeprefix("torch."),
         "weights_sha256": {"target": weights_sha256(pair.target), "draft": weights_sha256(pair.draft)},
-        "library_caches": library_caches(device),
+        "library_caches": caches,
+        "assisted": bool(caches) and type(pair.draft) is Transformer,
         "most_rounds": 1 if quick else MOST_ROUNDS,
     }  # fmt: skip
 
@@ -132,6 +145,8 @@ def jobs(config: Record) -> Iterator[Record]:
         yield job("loop", 0, 0) | {"temperature": t}
         for cache in config["library_caches"]:
             yield {"part": "library", "rows": 1, "temperature": t, "cache": cache}
+    for length in grid["draft_length"] if config.get("assisted") else ():
+        yield {"part": "assisted", "rows": 1, "temperature": temperature, "draft_length": length}
     for k in grid["num_drafts"]:
         for length in grid["draft_length"]:
             yield job("loop", k, length)
@@ -151,11 +166,11 @@ def jobs(config: Record) -> Iterator[Record]:
 
 
 def work(
-    job: Record, pair: Any, library: Any, texts: list[list[int]], new: int, seed: int
+    job: Record, pair: Any, library: list[Any], texts: list[list[int]], new: int, seed: int
 ) -> Record:
     """What one job measured in one round: turns, their seconds, the tokens they emitted."""
     rows = [texts[(seed + i) % len(texts)] for i in range(job["rows"])]
-    if job["part"] == "library":
+    if job["part"] in ("library", "assisted"):
         return run_library(library, rows, job, seed, new)
     settings = {name: job[name] for name in ("num_drafts", "verifier", "temperature")}
     settings |= {"draft_length": max(job["draft_length"], 1), "new_tokens": new, "generator": seed}
@@ -206,16 +221,27 @@ def library_model(target: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def run_library(model: Any, rows: list[list[int]], job: Record, seed: int, new: int) -> Record:
-    """transformers' generate, timed from its first token on."""
+def run_library(
+    models: list[Any], rows: list[list[int]], job: Record, seed: int, new: int
+) -> Record:
+    """transformers' generate, timed from the end of its first turn on; `models` has its assistant, if
+    there is one, behind it."""
     from transformers import StoppingCriteria, StoppingCriteriaList
 
-    stamps: list[float] = []
+    model, how = models[0], {"cache_implementation": job.get("cache")}
+    if job["part"] == "assisted":
+        how = {"assistant_model": models[1]}
+        models[1].generation_config.update(
+            num_assistant_tokens=job["draft_length"],
+            num_assistant_tokens_schedule="constant",
+            assistant_confidence_threshold=0.0,
+        )
+    stamps: list[tuple[float, int]] = []  # when a turn ended, and how long the text then was
 
     class Stamp(StoppingCriteria):
         def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-            if not stamps:
-                stamps.append(clocks.wait(model.device))
+            now = time.perf_counter() if stamps else clocks.wait(model.device)
+            stamps.append((now, input_ids.shape[1]))
             return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
     torch.manual_seed(seed)
@@ -225,11 +251,12 @@ def run_library(model: Any, rows: list[list[int]], job: Record, seed: int, new: 
         attention_mask=torch.ones_like(ids),
         max_new_tokens=new,
         stopping_criteria=StoppingCriteriaList([Stamp()]),
-        cache_implementation=job["cache"],
+        **how,
         **({"do_sample": True, "top_k": 0} if job["temperature"] else {"do_sample": False}),
     )
-    seconds = clocks.wait(model.device) - stamps[0]
-    return {"turns": new - 1, "seconds": seconds, "emitted": (new - 1) * len(rows)}
+    (start, begun), ended = stamps[0], clocks.wait(model.device)
+    emitted = (stamps[-1][1] - begun) * len(rows)
+    return {"turns": len(stamps) - 1, "seconds": ended - start, "emitted": emitted}
 
 
 def forwards(pair: Any, config: Record) -> dict[str, tuple[Any, int]]:
@@ -276,7 +303,8 @@ def measure(
     config: Record, pair: Any, texts: list[list[int]], run: Run, seconds: float | None
 ) -> None:
     """Whole rounds until the time is over, and LEAST_ROUNDS of them at least."""
-    library = library_model(pair.target) if config["library_caches"] else None
+    own = [pair.target, *([pair.draft] if config.get("assisted") else [])]
+    library = [*map(library_model, own)] if config["library_caches"] else []
     # A GPU records its graphs in the warm-up, for buffers of this length.
     warm_up = config["new_tokens" if config["device"] == "cuda" else "warm_up_tokens"]
     turns = []
@@ -388,7 +416,7 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
         wanted = {"part": "loop", "rows": rows, "temperature": t, **shape}
         return next(m for m in found if m.job == wanted)
 
-    methods, library, stages = [], [], []
+    methods, library, assisted, stages = [], [], [], []
     call_seconds = {
         name: statistics.median(record["seconds"] for record in lines)
         for (name,), lines in grouped(run.read("forward"), ["call"]).items()
@@ -406,12 +434,23 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
                     "ours_over_theirs": ours.times_as_fast_as(m),
                 }
             )
+        elif part == "assisted":
+            same = get(1, m.job["draft_length"])
+            assisted.append(
+                {
+                    "draft_length": m.job["draft_length"],
+                    "block_efficiency": m.block_efficiency,
+                    "tokens_per_second": spread(m.block_efficiency / m.per_turn),
+                    "speedup": m.times_as_fast_as(get(0, 0)),  # over our autoregressive decoding
+                    "ours_over_theirs": same.times_as_fast_as(m),
+                }
+            )
         elif part == "stages":
             shape = [m.job[n] for n in ("num_drafts", "draft_length")]
             same = get(*shape, verifier=m.job["verifier"])
             stages.append(m.stages(same, get(0, 0), call_seconds))
         elif m.job["temperature"] == temperature:
-            alone = get(0, 0, rows)
+            alone, plain = get(0, 0, rows), not m.job["num_drafts"]
             methods.append(
                 {
                     **{n: m.job[n] for n in ("num_drafts", "draft_length", "verifier", "rows")},
@@ -423,6 +462,7 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
                     "speedup": m.times_as_fast_as(alone),
                     "gain": m.times_as_fast_as(get(1, longest, rows)),
                     "nodes": m.nodes,
+                    "gigabytes_per_second": bandwidth(config, m) if plain else None,
                 }
             )
     one = [m for m in methods if m["rows"] == 1 and m["num_drafts"]]
@@ -446,6 +486,7 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
         "environment": sessions[-1],
         "methods": methods,
         "library": library,
+        "assisted": assisted,
         "forward_seconds": call_seconds,
         "stages": stages,
         "costs": vars(fit),
@@ -455,6 +496,14 @@ def summarise(run: Run, config: Record, sessions: list[Record]) -> Record:
             next(s for s in stages if s["num_drafts"] == most and s["verifier"] == "kseq"),
             corner, best, theirs),
     }  # fmt: skip
+
+
+def bandwidth(config: Record, step: Measured) -> float | None:
+    """Of autoregressive steps: what each must read, the weights and the caches, over its time."""
+    slots = config["prompt_length"] + config["new_tokens"]
+    dtype, rows = getattr(torch, config["dtype"]), step.job["rows"]
+    read = prediction.step_bytes(config["pair"], dtype, rows, slots)
+    return read and read / statistics.median(step.per_turn) / 1e9
 
 
 def needed(fit: costs.Costs, corner: Record, most: int, longest: int) -> dict[str, float | None]:

@@ -15,14 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from spectr_experiments.prediction import NO_KERNEL
 from spectr_lite.transport import nested
 from spectr_lite.verifiers import paths
 
-aten = torch.ops.aten
-NO_KERNEL = {  # views that torch does not mark, and operations that only reserve memory
-    aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided, aten.scalar_tensor,
-    aten._reshape_alias, aten._unsafe_view, aten.detach, aten.lift_fresh,
-}  # fmt: skip
 SETTING = {"count": 8, "length": 8, "vocabulary": 49_152}
 
 

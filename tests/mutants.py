@@ -72,6 +72,49 @@ DRAWN = "test_a_drawn_block_follows_the_exact_distribution"
 EXACT = "test_lossless_and_never_better or test_the_distribution_given"
 
 MUTANTS = [
+    # --- what a benchmark times, and what a GPU's turn is predicted to take ---
+    Mutant(
+        "clocks-rows-share-a-decoder", "spectr_experiments/clocks.py",
+        "kept_decoder(target, draft, len(rows), **settings)",
+        "kept_decoder(target, draft, 0, **settings)",
+        "tests/test_benchmark_decoding.py -k no_clock_runs",
+    ),
+    Mutant(
+        "clocks-first-span-alone", "spectr_experiments/clocks.py",
+        "longest + n for n in range(new_tokens)}",
+        "longest + n for n in range(1)}",
+        "tests/test_benchmark_decoding.py -k no_clock_runs",
+    ),
+    Mutant(
+        "clocks-stages-run-once", "spectr_experiments/clocks.py",
+        "for _ in range(2):  # each runs, then is recorded",
+        "for _ in range(1):  # each runs, then is recorded",
+        "tests/test_benchmark_decoding.py -k no_clock_runs",
+    ),
+    Mutant(
+        "prediction-whole-table", "spectr_experiments/prediction.py",
+        "READS_PLACES = {aten.embedding, ",
+        "READS_PLACES = {",
+        "tests/test_prediction.py -k moves",
+    ),
+    Mutant(
+        "prediction-no-arithmetic", "spectr_experiments/prediction.py",
+        'max(device["floor"], self.bytes / device["bandwidth"], arithmetic)',
+        'max(device["floor"], self.bytes / device["bandwidth"])',
+        "tests/test_prediction.py -k largest",
+    ),
+    Mutant(
+        "gguf-halves-swapped", "training/gguf_file.py",
+        "[q & 15, q >> 4]",
+        "[q >> 4, q & 15]",
+        "tests/test_fetch_smollm2.py -k own_library",
+    ),
+    Mutant(
+        "carry-parts-by-name", "training/carry.py",
+        ', key=lambda path: int(path.suffix[1:]))',
+        ")",
+        "tests/test_gpu_session.py -k joined",
+    ),
     # --- the walk from the root, and what the rules for paths share ---
     Mutant(
         "walk-dead-come-back", f"{VERIFIERS}/paths.py",

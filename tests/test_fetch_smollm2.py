@@ -25,7 +25,7 @@ from spectr_lite.models import Transformer
 from spectr_lite.models.weights import read_config, read_model, read_tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from training import fetch_smollm2
+from training import fetch_smollm2, gguf_file
 from training import gguf as conversion
 
 TOKENS = ["<|end|>", *"0123456789", "a", "b", "Ġ", "Ċ", "ab", "ĠĠ", "12", "é", "Ã"]
@@ -157,6 +157,7 @@ def write_gguf(tmp_path: Path) -> Callable[..., Path]:
         pre: str = "smollm",
         extra: str = "",
         quantise: Callable[[np.ndarray], np.ndarray] | None = None,
+        kind: int = 3,  # Q4_1
     ) -> Path:
         path, config = tmp_path / "tiny.gguf", model.config
         writer = gguf.GGUFWriter(path, arch)
@@ -183,10 +184,10 @@ def write_gguf(tmp_path: Path) -> Callable[..., Path]:
             values = tensor.numpy()
             if rest.endswith(("q_proj", "k_proj")):
                 values = interleaved(values, config.heads if "q_" in rest else config.kv_heads)
-            kind = None
+            stored = None
             if quantise is not None and values.ndim == 2 and values.shape[1] % 32 == 0:
-                values, kind = quantise(values), gguf.GGMLQuantizationType.Q4_1
-            writer.add_tensor(f"{layer}{names[rest]}.weight", values, raw_dtype=kind)
+                values, stored = quantise(values), gguf.GGMLQuantizationType(kind)
+            writer.add_tensor(f"{layer}{names[rest]}.weight", values, raw_dtype=stored)
         if extra in ("rope_freqs", "output"):
             writer.add_tensor(f"{extra}.weight", np.ones(4, np.float32))
         writer.write_header_to_file()
@@ -308,11 +309,33 @@ def test_gguf_not_served(write_gguf: Callable[..., Path], changes: dict, message
         conversion.read_gguf(write_gguf(random_model(), **changes))
 
 
-def test_gguf_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "model.gguf").touch()
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ImportError, match="pip install gguf"):
-        conversion.convert(tmp_path / "model.gguf", tmp_path)
+def test_a_gguf_is_read_as_its_own_library_reads_it(write_gguf: Callable[..., Path]) -> None:
+    """Every field and, to the bit, every tensor: four bits, eight bits and float32."""
+    gguf = pytest.importorskip("gguf")
+    for kind in (gguf.GGMLQuantizationType.Q4_1, gguf.GGMLQuantizationType.Q8_0):
+        path = write_gguf(
+            random_model(), quantise=lambda rows, kind=kind: gguf.quants.quantize(rows, kind), kind=kind
+        )  # fmt: skip
+        reader, (fields, tensors) = gguf.GGUFReader(path), gguf_file.read(path)
+        theirs = {name: field.contents() for name, field in reader.fields.items()}
+        assert fields == {name: value for name, value in theirs.items() if name in fields}
+        assert {name.partition(".")[0] for name in theirs.keys() - fields.keys()} == {"GGUF"}
+        found = dict(tensors)
+        assert {tensor.tensor_type for tensor in reader.tensors} == {kind, 0}
+        for tensor in reader.tensors:
+            exact = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            assert np.array_equal(found.pop(tensor.name), exact)
+        assert not found
+
+
+def test_a_tensor_of_another_kind_is_refused(write_gguf: Callable[..., Path]) -> None:
+    gguf = pytest.importorskip("gguf")
+    kind = gguf.GGMLQuantizationType.Q5_1
+    path = write_gguf(
+        random_model(), quantise=lambda rows: gguf.quants.quantize(rows, kind), kind=kind
+    )
+    with pytest.raises(ValueError, match=r"is of kind 7, known are \[0, 3, 8\]"):
+        conversion.read_gguf(path)
 
 
 def test_gguf_missing(tmp_path: Path) -> None:
@@ -320,9 +343,9 @@ def test_gguf_missing(tmp_path: Path) -> None:
         conversion.convert(tmp_path / "no.gguf", tmp_path)
 
 
-@pytest.mark.parametrize("kept", [0, 4, 100])
+@pytest.mark.parametrize("kept", [0, 4, 100, 3000, -1])
 def test_half_a_gguf(write_gguf: Callable[..., Path], kept: int) -> None:
     path = write_gguf(random_model())
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"tiny\.gguf is no GGUF file, or half of one"):
+    with pytest.raises(ValueError, match=r"tiny\.gguf is no GGUF file that can be read, or half"):
         conversion.read_gguf(path)

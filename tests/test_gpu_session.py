@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from training import carry
 
 ROOT = Path(__file__).resolve().parent.parent
 SESSION = ROOT / "runs" / "gpu.sh"
@@ -67,7 +72,7 @@ def commands(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, list[s
     done = bash(SESSION, *request.param, logs=tmp_path / "logs", python=str(python))
     assert done.returncode == 0, done.stderr
     names = [line.split()[0] for line in done.stdout.splitlines()]
-    assert len(set(names)) == len(names) == 10
+    assert len(set(names)) == len(names) == 15
     return {name: (tmp_path / "logs" / f"{name}.log").read_text().splitlines() for name in names}
 
 
@@ -79,11 +84,68 @@ def test_a_bare_machine_leaves_out_what_it_lacks_and_goes_on(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     lacking = {name: what for name, what in lines.items() if what.startswith("left out")}
-    large = dict.fromkeys(
-        ("decoding-smollm2", "table1-smollm2", "distil"), "left out  without SmolLM2"
-    )
+    needing = ("short-smollm2", "decoding-smollm2", "table1-smollm2", "distil")
+    large = dict.fromkeys(needing, "left out  without SmolLM2")
     assert lacking == {"checks": "left out  without pytest"} | large
     assert {"decoding-bundled", "table1-bundled", "appendix-e", "verifiers"} < lines.keys()
+
+
+def test_what_is_right_comes_before_what_is_fast(commands: dict[str, list[str]]) -> None:
+    order = [re.split("-", name)[0] for name in commands]
+    assert order.index("checks") < order.index("short") < order.index("table1")
+    assert order.index("table1") < order.index("decoding") < order.index("distil")
+    assert order[-1] == "distil"
+
+
+def test_only_the_steps_that_are_named(tmp_path: Path) -> None:
+    statuses, words, good = steps_run(f"ONLY='good after'\n{STEPS}", tmp_path)
+    assert (statuses, words, good) == (["ok", "ok"], ["last", "still here"], True)
+
+
+# --- SmolLM2 in parts ---
+
+
+@pytest.fixture
+def carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """A file that takes eleven parts, split; the file itself is gone."""
+    whole = bytes(range(256)) * 41
+    monkeypatch.setattr(carry, "FOLDER", tmp_path / "smollm2")
+    monkeypatch.setattr(carry, "PARTS", tmp_path / "carry")
+    monkeypatch.setattr(carry, "PART", 1000)
+    monkeypatch.setattr(carry, "SHA256", hashlib.sha256(whole).hexdigest())
+    carry.FOLDER.mkdir()
+    (carry.FOLDER / carry.FILE).write_bytes(whole)
+    carry.split()
+    (carry.FOLDER / carry.FILE).unlink()
+    assert sorted(part.stat().st_size for part in carry.PARTS.iterdir()) == [496, *[1000] * 10]
+    return whole
+
+
+def test_parts_are_joined_and_found(carried: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    carry.join()
+    assert [path.name for path in carry.FOLDER.iterdir()] == [carry.FILE]
+    assert (carry.FOLDER / carry.FILE).read_bytes() == carried
+    carry.join()
+    assert capsys.readouterr().out.endswith("nothing to join\n")
+
+
+@pytest.mark.parametrize("harm", [lambda part: part.unlink(), lambda part: part.write_bytes(b"x")])
+def test_a_part_that_is_missing_or_changed_is_noticed(
+    harm: Callable[[Path], object], carried: bytes
+) -> None:
+    harm(carry.PARTS / f"{carry.FILE}.3")
+    with pytest.raises(ValueError, match=r"Q4_1\.gguf\.10 together have the SHA-256 .* all parts"):
+        carry.join()
+    assert not (carry.FOLDER / carry.FILE).exists()
+
+
+def test_a_part_travels_beside_the_files_of_the_checkout() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git, or no checkout")
+    files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    tracked = sum(path.stat().st_size for path in files if path.is_file())
+    assert tracked + carry.PART < 64 * 2**20  # of one transfer
 
 
 @cache
@@ -113,9 +175,10 @@ def test_every_step_is_there(commands: dict[str, list[str]]) -> None:
 
 def test_the_limits_of_all_steps_come_to_little_more_than_half_an_hour() -> None:
     limits = re.findall(r"\bstep (\S+) ([\d.]+)m ", SESSION.read_text(encoding="utf-8"))
-    twice = 2  # the line in the loop over pairs
-    total = sum(float(m) * (twice if "$pair" in name else 1) for name, m in limits)
-    assert 30 < total <= 35  # limits, not what steps take
+    pairs = {'"short-$pair"': 4, '"table1-$pair"': 2, '"decoding-$pair"': 2}  # lines in loops
+    assert pairs.keys() < dict(limits).keys()
+    total = sum(float(m) * pairs.get(name, 1) for name, m in limits)
+    assert 30 < total <= 35  # limits, not what steps take; distillation has what is left
 
 
 def test_a_name_that_is_no_command_would_be_found_out() -> None:

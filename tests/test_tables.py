@@ -16,7 +16,8 @@ from spectr_experiments import command
 from spectr_lite.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
-PUBLISHED = sorted((ROOT / "spectr_lite" / "results").iterdir())
+COUNTED = ROOT / "spectr_lite" / "results" / "prediction.json"  # of no run: reproduce predict
+PUBLISHED = sorted({*(ROOT / "spectr_lite" / "results").iterdir()} - {COUNTED})
 SUMMARIES = [path for path in PUBLISHED if path.suffix == ".json"]
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from spectr_experiments.prediction import Kernels
 from spectr_lite.models.transformer import Transformer, TransformerConfig
 
 CONFIG = TransformerConfig(
@@ -212,17 +212,6 @@ def test_errors_say_what_to_do(model: Transformer) -> None:
 # --- kernels and names ---------------------------------------------------------------------------
 
 
-class Kernels(TorchDispatchMode):
-    """How many operations ran that are not views of a tensor."""
-
-    count = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        free = operation.is_view or operation is torch.ops.aten._unsafe_view.default
-        self.count += not (free or operation.namespace == "prim")
-        return operation(*args, **(kwargs or {}))
-
-
 def kernels_of_a_layer(rows: int, count: int, device: str = "cpu") -> int:
     """Of the cached forward: that of two layers, less that of one."""
     found = []
@@ -236,7 +225,7 @@ def kernels_of_a_layer(rows: int, count: int, device: str = "cpu") -> int:
         mask = torch.ones(rows, count, 8, dtype=torch.bool, device=device)
         with Kernels() as kernels:
             model(slots, slots, model.new_cache(rows, 20), slots, mask)
-        found.append(kernels.count)
+        found.append(len(kernels.launched))
     return found[1] - found[0]
 
 

@@ -5,17 +5,14 @@
 A GGUF file holds quantised tensors, the architecture and the vocabulary together. Its query and key
 rows are interleaved per head, channel pair (i, i + D/2) as rows (2i, 2i + 1): undone here. The
 weights are written in float32, the only precision that keeps the four-bit values exactly.
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Needs the package `gguf`.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +22,7 @@ from torch import Tensor
 
 from spectr_lite.models.transformer import TransformerConfig
 from spectr_lite.models.weights import sha256_of
+from training import gguf_file
 
 CONTROL_TOKEN = 3  # in tokenizer.ggml.token_type
 NAMES = {  # of the tensors: GGUF's, then the Transformer's
@@ -47,8 +45,8 @@ def convert(path: Path, folder: Path) -> None:
 
     Nothing is done when they are there, whole, and made from the file at `path`. config.json is
     written last: a conversion that was killed half-way is done again.
-    Raises FileNotFoundError without the file, ImportError without the package `gguf`, and
-    ValueError for another architecture or tokenizer, scaled positions, or an untied output matrix.
+    Raises FileNotFoundError without the file, and ValueError for another architecture, tokenizer or
+    kind of tensor, scaled positions, or an untied output matrix.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; give the path of a .gguf file")
@@ -88,14 +86,7 @@ def is_converted(folder: Path, source: dict[str, str]) -> bool:
 
 def read_gguf(path: Path) -> tuple[TransformerConfig, dict[str, Tensor], Tokenizer]:
     """Architecture, float32 weights by the Transformer's names, and tokenizer of a GGUF file."""
-    gguf = import_gguf()
-    try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError) as error:
-        raise ValueError(
-            f"{path} is no GGUF file, or half of one ({error}); fetch it again"
-        ) from error
-    fields = {name: field.contents() for name, field in reader.fields.items()}
+    fields, tensors = gguf_file.read(path)
     if fields["general.architecture"] != "llama":
         raise ValueError(
             f"{path}: found architecture {fields['general.architecture']!r}; only 'llama' is served"
@@ -116,13 +107,13 @@ def read_gguf(path: Path) -> tuple[TransformerConfig, dict[str, Tensor], Tokeniz
     )
     heads = {"attn_q": config.heads, "attn_k": config.kv_heads}
     weights = {}
-    for tensor in reader.tensors:
-        match = re.fullmatch(r"(blk\.(\d+)\.)?(\w+)\.weight", tensor.name)
+    for name, rows in tensors:
+        match = re.fullmatch(r"(blk\.(\d+)\.)?(\w+)\.weight", name)
         if match is None or match[3] not in NAMES:
             raise ValueError(
-                f"{path}: tensor {tensor.name!r} has no place in a Llama with tied embeddings"
+                f"{path}: tensor {name!r} has no place in a Llama with tied embeddings"
             )
-        values = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        values = torch.tensor(rows)
         if match[3] in heads:
             values = half_rotation_rows(values, heads[match[3]])
         layer = "" if match[2] is None else f"layers.{match[2]}."
@@ -152,10 +143,3 @@ def read_tokenizer(path: Path, fields: dict[str, Any]) -> Tokenizer:
     special = [token for token, type in zip(tokens, types, strict=True) if type == CONTROL_TOKEN]
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
     return tokenizer
-
-
-def import_gguf() -> ModuleType:
-    try:
-        return importlib.import_module("gguf")
-    except ImportError as error:
-        raise ImportError("reading a GGUF file needs the package gguf: pip install gguf") from error
