@@ -3,8 +3,9 @@
     speed = (tokens per call) / (cost of a turn),     cost in units of an autoregressive step
 
 All intervals are 95%. Tokens per call: sum of expected tokens over number of turns, over texts. Cost:
-the geometric mean of its ratio to the autoregressive step of the same round, over rounds. The relative
-errors of the two are independent, so their squares add up.
+the geometric mean of its ratio to the autoregressive step of the same round, over rounds; a few rounds
+do not tell how much one setting varies, so all settings are taken to vary by the same share. The
+relative errors of tokens and cost are independent, so their squares add up.
 The largest of many predictions is, on average, a little too large: what the chosen setting then did
 when it was decoded with stands beside it.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import stats as students
 
 from spectr_experiments import advice_report
 from spectr_experiments.records import Record, Run, grouped, rounded
@@ -112,19 +114,19 @@ def settings_of(run: Run, config: Record) -> list[Record]:
     if not tokens:
         raise ValueError(f"{run.folder}: nothing is recorded yet; go on with more --minutes")
     plain = {r["round"]: r["seconds"] / r["turns"] for r in turns.get(tuple(PLAIN.values()), [])}
+    ratios = {
+        place: [r["seconds"] / r["turns"] / plain[r["round"]] for r in lines
+                if r["round"] in plain and r["turns"]]
+        for place, lines in turns.items() if place != tuple(PLAIN.values())
+    }  # fmt: skip
     found = []
     for cell in cells(config):
         place = tuple(cell.values())
         emitted, calls = ([r[name] for r in tokens[place]] for name in ("tokens", "turns"))
         efficiency, _ = ratio_interval(emitted, calls)
         setting = cell | {"tokens": bounds(efficiency), "cost": None, "speed": None}
-        ratios = [
-            r["seconds"] / r["turns"] / plain[r["round"]]
-            for r in turns.get(place, [])
-            if r["round"] in plain and r["turns"]
-        ]
-        if ratios:
-            cost = geometric(ratios)
+        if ratios.get(place):
+            cost = geometric(ratios[place], list(ratios.values()))
             setting |= {"cost": bounds(cost), "speed": bounds(over(efficiency, cost))}
         found.append(setting)
     return sorted(found, key=lambda s: -(s["speed"] or s["tokens"])[0])
@@ -165,7 +167,8 @@ def decoded(run: Run) -> Record | None:
             tokens, _ = ratio_interval(
                 *([r[name] for r in rounds] for name in ("emitted", "turns"))
             )
-            cost = geometric([r["seconds"] / r["turns"] / plain[r["round"]] for r in rounds])
+            paired = [r["seconds"] / r["turns"] / plain[r["round"]] for r in rounds]
+            cost = geometric(paired, [paired])
             found = {"tokens": tokens, "cost": cost, "speed": over(tokens, cost)}
             shape = dict(zip(CELL, cell, strict=True))
             return shape | {name: bounds(value) for name, value in found.items()}
@@ -176,10 +179,19 @@ def bounds(found: Interval) -> list[float]:
     return [found.mean, found.low, found.high]
 
 
-def geometric(ratios: Sequence[float]) -> Interval:
-    """Geometric mean of ratios, with the interval of the mean of their logarithms."""
-    logs = mean_interval(np.log(ratios))
-    return Interval(*np.exp([logs.mean, logs.low, min(logs.high, 700)]).tolist(), logs.n)
+def geometric(ratios: Sequence[float], alike: Sequence[Sequence[float]]) -> Interval:
+    """Geometric mean of ratios, with Student's interval of the mean of their logarithms.
+
+    Their variance is that of all the samples in `alike` about their own means, `ratios` among them.
+    """
+    off = [np.log(sample) - np.log(sample).mean() for sample in alike if len(sample) > 1]
+    degrees = sum(len(part) - 1 for part in off)
+    if not degrees:
+        raise ValueError("a single round tells no error; go on with more --minutes")
+    spread = math.sqrt(sum(float(part @ part) for part in off) / degrees)
+    half = float(students.t.ppf(0.975, degrees)) * spread / math.sqrt(len(ratios))
+    mean = float(np.log(ratios).mean())
+    return Interval(*np.exp([mean, mean - half, mean + half]).tolist(), len(ratios))
 
 
 def over(tokens: Interval, cost: Interval) -> Interval:

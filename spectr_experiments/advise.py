@@ -283,7 +283,8 @@ def time_turns(
     began = time.monotonic()
     turns = [(cell, partial(turn, cell)) for cell in (PLAIN, *cells(config))]
     share = None if seconds is None else 7 * seconds / 8
-    run.rounds("turns", turns, LEAST_ROUNDS, share, least=LEAST_ROUNDS)
+    warm_up = int(config["device"] == "cuda")  # which records its graphs in it
+    run.rounds("turns", turns, LEAST_ROUNDS, share, warm_up=warm_up, least=LEAST_ROUNDS)
     # More rounds for those that may be the fastest.
     first = [list(setting[n] for n in CELL) for setting in advice.settings_of(run, config)[:MOST]]
     turns = [job for job in turns if job[0] is PLAIN or list(job[0].values()) in first]
