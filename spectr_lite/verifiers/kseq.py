@@ -13,16 +13,21 @@ Source: Algorithm 2 and Theorem 1 of SpecTr (arXiv 2310.15141). Explained in cha
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from spectr_lite.distributions import Drafting, fixed_point, probability_of
 from spectr_lite.verifiers import paths
 from spectr_lite.verifiers.coupling import left_over
-from spectr_lite.verifiers.nodes import NodeVerifier, Parameters, first_passing
+from spectr_lite.verifiers.nodes import Drafts, NodeVerifier, Parameters, first_passing
 
 MOST_STEPS = 100
 ROUNDING = 1e-15  # Newton's method stops when p_acc - rho beta is zero to rounding
+SINGLE = 4e-6  # a sum in float32 is right to this share: some 40 roundings in a row, of 2^-24 each
+WIDTH = {torch.float32: 1e-6, torch.float64: 1e-13}  # of the last bracket: what p_acc may lose
 STEPS = 2**15  # of the grid k^(g / STEPS): p_acc is less than 5e-5 below its best for k <= 64
 
 
@@ -80,6 +85,45 @@ def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
         inside = newton.clamp(low, high) == newton  # False for what is no number
         following = torch.where(inside, newton, (low + high) / 2)
     return high.clamp(1.0, None).minimum(k)
+
+
+def stake(total: float, k: int) -> float:
+    """psi(S) = S / (1 - (1 - S)^(1/k)) for a number S, falling from k to 1."""
+    if not 0 < total < 1:
+        return 1.0 if total > 0 else float(k)
+    return total / -math.expm1(math.log1p(-total) / k)
+
+
+def narrowed(
+    draft: Tensor,
+    target: Tensor,
+    k: int,
+    bracket: tuple[float, float],
+    error: float,
+    enough: Callable[[float, float], bool],
+) -> tuple[float, float]:
+    """A bracket of rho* for one row (V,), on a CPU: inside `bracket`, narrowed until it is `enough`.
+
+    The secant rule for psi(S(rho)) = rho. rho* lies between rho and psi(S(rho)); each sum S is trusted
+    to a share of `error` only, so that the bracket holds rho* although S is summed in float32.
+    """
+    (low, high), scaled = bracket, torch.empty_like(draft)
+    rho, before = math.sqrt(low * high), (0.0, 0.0)
+    for step in range(MOST_STEPS):
+        if enough(low, high):
+            break
+        torch.minimum(torch.mul(draft, rho, out=scaled), target, out=scaled)
+        total = scaled.sum().item()
+        least, most = stake(total * (1 + error), k), stake(total * (1 - error), k)
+        low, high = max(low, min(rho, least)), min(high, max(rho, most))
+        if least <= rho <= most or low >= high:
+            break
+        miss = stake(total, k) - rho
+        change = (before[0] - rho) / (before[1] - miss) if step and before[1] != miss else -1.0
+        before, rho = (rho, miss), rho - miss * change
+        if not low <= rho <= high:
+            rho = (low + high) / 2
+    return low, high
 
 
 def stepped_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
@@ -206,3 +250,35 @@ class KSeq(NodeVerifier):
     def _left(self, parameters: Parameters, draft: Tensor, target: Tensor) -> Tensor:
         rho, k = (part.squeeze(-1) for part in parameters)
         return residual(draft, target, rho, k)
+
+    def _row(
+        self, draft: Tensor, target: Tensor, drafts: Drafts, coins: list[float]
+    ) -> tuple[int, Tensor | None]:
+        """A draft is accepted as soon as both ends of the bracket of rho* accept it.
+
+        In float32 until then. If that does not tell, rho is the upper end of a bracket in float64.
+        """
+
+        def accepted(rho: float) -> int:
+            tested = zip(*drafts, coins, strict=False)
+            return next((x for x, p, q, coin in tested if coin * rho * p < q), -1)
+
+        def told(low: float, high: float) -> bool:
+            return accepted(low) == accepted(high) >= 0
+
+        k = len(drafts[0])
+        single, width = draft.dtype == torch.float32, WIDTH[draft.dtype]
+        bracket = (1.0, float(k)) if self.rho is None else (self.rho, self.rho)
+        if bracket[0] < bracket[1] and single:
+            bracket = narrowed(draft, target, k, bracket, SINGLE, told)
+        if bracket[0] < bracket[1] and not told(*bracket):
+            pair = draft.double(), target.double()
+            bracket = narrowed(*pair, k, bracket, 0.0, lambda a, b: b - a <= width * b)
+        rho = bracket[1]
+        token = accepted(rho)
+        if token >= 0:
+            return token, None
+        beta = acceptance_of_one(draft, target, torch.tensor(rho, dtype=torch.float64))
+        share = float(acceptance_share(beta, k))
+        left = torch.sub(target, draft, alpha=share)
+        return -1, torch.maximum(left, target * max(1 - share / rho, 1e-30), out=left)

@@ -17,16 +17,18 @@ early, takes `paths.top_down`: it looks at the nodes that it comes to, and at no
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from spectr_lite.distributions import draw, sample, uniform
+from spectr_lite.distributions import draw, probability_of, sample, uniform
 from spectr_lite.verifiers import paths as walk
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.paths import Block, emit, row_at, shared_prefix
 
 Parameters = tuple[Tensor, ...]  # what a rule knows of a node: tensors (..., n), n its own for each
+Drafts = tuple[tuple[Any, ...], ...]  # of a row's living drafts: ids, draft and target probabilities
 
 
 class NodeVerifier(Verifier):
@@ -53,13 +55,42 @@ class NodeVerifier(Verifier):
         """Uniform numbers for a choice among k drafts, (*lead, k)."""
         return uniform((*lead, k), generator)
 
+    def _row(
+        self, draft: Tensor, target: Tensor, drafts: Drafts, coins: list[float]
+    ) -> tuple[int, Tensor | None]:
+        """For one row (V,) on a CPU: the token accepted; or -1, and what is left, only then made."""
+        tokens, dealt = torch.tensor(drafts[0]), torch.tensor(coins, dtype=torch.float64)
+        parameters = self._parameters(draft, target, tokens)
+        place = int(self._accepted(parameters, draft, target, tokens, dealt))
+        if place >= 0:
+            return drafts[0][place], None
+        return -1, self._left(parameters, draft, target)
+
+    def _row_by_row(
+        self, draft: Tensor, target: Tensor, tokens: Tensor, coins: Tensor, generator: Generator
+    ) -> Tensor:
+        """`_select` where a value may be looked at: the work ends with the draft that is accepted."""
+        values = tokens, *(probability_of(probs, tokens) for probs in (draft, target))
+        pairs = [probs.expand(*tokens.shape[:-1], -1).flatten(0, -2) for probs in (draft, target)]
+        found = []
+        for p, q, dealt, *of_drafts in zip(
+            *pairs, *(value.flatten(0, -2).tolist() for value in (coins, *values)), strict=True
+        ):
+            living = zip(*(each for each in zip(*of_drafts, strict=True) if each[0] >= 0), strict=True)
+            token, left = self._row(p, q, tuple(living), dealt)
+            found.append(token if left is None else int(sample(left, generator)))
+        return tokens.new_tensor(found).view(tokens.shape[:-1])
+
     def _select(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: Generator
     ) -> Tensor:
-        parameters = self._parameters(draft, target, tokens)
         lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1], tokens.shape[:-1])
         tokens = tokens.expand(*lead, -1)
         coins = self._coins(lead, tokens.shape[-1], generator)
+        # One pair and many tuples are better off with the parameters of the pair.
+        if tokens.device.type in walk.SYNC_IS_FREE and max(draft.ndim, target.ndim) > 1:
+            return self._row_by_row(draft, target, tokens, coins, generator)
+        parameters = self._parameters(draft, target, tokens)
         place = self._accepted(parameters, draft, target, tokens, coins)
         # What is left is repeated for each tuple, so that every row draws a Y of its own.
         left = self._left(parameters, draft, target).expand(*lead, -1)

@@ -40,3 +40,7 @@ class RecursiveWithoutReplacement(Recursive):
 
     def after_refusal(self, draft: Tensor, token: Tensor) -> Tensor:
         return without(draft, token)
+
+    def _rest(self, draft: Tensor, refused: tuple[int, ...]) -> float:
+        rest = draft.index_fill(0, torch.tensor(refused), 0).sum(dtype=torch.float64).item()
+        return rest or 1.0
