@@ -9,13 +9,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from launches import as_on_a_gpu
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spectr_lite import transport, verifiers
 from spectr_lite.distributions import IID, TopM, WithoutReplacement, probability_of
 from spectr_lite.stats import chi_square
 from spectr_lite.transport import nested
-from spectr_lite.verifiers import coupling, kseq, recursive
+from spectr_lite.verifiers import coupling, nodes, optimal
 from spectr_lite.verifiers.importance import Importance
 from spectr_lite.verifiers.recursive import Recursive, residual
 from spectr_lite.verifiers.recursive_wor import RecursiveWithoutReplacement
@@ -165,8 +166,8 @@ def test_a_draft_refused_by_rounding_is_replaced_by_a_token_of_the_target(name, 
     monkeypatch.setattr(
         coupling, "uniform", lambda shape, _: torch.full(shape, 1 - 2**-53).double()
     )
-    monkeypatch.setattr(kseq, "uniform", coupling.uniform)
-    monkeypatch.setattr(recursive, "uniform", coupling.uniform)
+    monkeypatch.setattr(nodes, "uniform", coupling.uniform)
+    monkeypatch.setattr(optimal, "uniform", coupling.uniform)
     draft = torch.tensor([0.3, 0.7, 0.0, 0.0])
     target = torch.nextafter(draft, torch.tensor([0.0, 1.0, 0.0, 0.0]) * draft)
     assert target[0] < draft[0] and (target[1:] == draft[1:]).all()
@@ -213,7 +214,7 @@ def test_a_rule_reads_no_value_on_the_host(name):
     draft = torch.full((4, 1000), 1e-3)
     tokens = torch.zeros(4, 2, dtype=torch.int64)
     generator = torch.Generator().manual_seed(0)
-    with FakeTensorMode() as mode:
+    with as_on_a_gpu(), FakeTensorMode() as mode:
         fake, drafted = mode.from_tensor(draft), mode.from_tensor(tokens)
         assert verifiers.get(name)._select(fake, fake, drafted, generator).shape == (4,)
 

@@ -28,7 +28,9 @@ from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.paths import Block, emit, row_at, shared_prefix
 
 Parameters = tuple[Tensor, ...]  # what a rule knows of a node: tensors (..., n), n its own for each
-Drafts = tuple[tuple[Any, ...], ...]  # of a row's living drafts: ids, draft and target probabilities
+Drafts = tuple[
+    tuple[Any, ...], ...
+]  # of a row's living drafts: ids, draft and target probabilities
 
 
 class NodeVerifier(Verifier):
@@ -76,8 +78,9 @@ class NodeVerifier(Verifier):
         for p, q, dealt, *of_drafts in zip(
             *pairs, *(value.flatten(0, -2).tolist() for value in (coins, *values)), strict=True
         ):
-            living = zip(*(each for each in zip(*of_drafts, strict=True) if each[0] >= 0), strict=True)
-            token, left = self._row(p, q, tuple(living), dealt)
+            living = [each for each in zip(*of_drafts, strict=True) if each[0] >= 0]
+            del dealt[1 : 1 + tokens.shape[-1] - len(living)]  # a dead draft needs no coin
+            token, left = self._row(p, q, tuple(zip(*living, strict=True)), dealt)
             found.append(token if left is None else int(sample(left, generator)))
         return tokens.new_tensor(found).view(tokens.shape[:-1])
 
@@ -87,8 +90,7 @@ class NodeVerifier(Verifier):
         lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1], tokens.shape[:-1])
         tokens = tokens.expand(*lead, -1)
         coins = self._coins(lead, tokens.shape[-1], generator)
-        # One pair and many tuples are better off with the parameters of the pair.
-        if tokens.device.type in walk.SYNC_IS_FREE and max(draft.ndim, target.ndim) > 1:
+        if has_rows_to_look_at(draft, target):
             return self._row_by_row(draft, target, tokens, coins, generator)
         parameters = self._parameters(draft, target, tokens)
         place = self._accepted(parameters, draft, target, tokens, coins)
@@ -107,6 +109,11 @@ class NodeVerifier(Verifier):
         return in_three_steps(
             self, draft_probs, target_probs, paths, coins, uniform(lead, generator)
         )
+
+
+def has_rows_to_look_at(draft: Tensor, target: Tensor) -> bool:
+    """Pairs of their own on a CPU. One pair for many tuples is better off with one set of parameters."""
+    return draft.device.type in walk.SYNC_IS_FREE and max(draft.ndim, target.ndim) > 1
 
 
 def in_three_steps(
