@@ -2,10 +2,10 @@
 
     python -m spectr_lite reproduce verifiers [--device cuda] [--run-id NAME]
 
-Four jobs are timed. `token`: `_select` for one row with k = 8 drafts (or the number a rule is made for),
-and for the rules of PLAIN with k = 2 and 4 too. `plain`: the same by the shortest code in float32 that
-does it, which makes a residual only when it is needed; nobody has written the optimal plan in a few lines,
-so that `optimal` is set beside the plain K-SEQ. `batch`: `_select` for 8 rows at once.
+Four jobs are timed. `token`: `_select` for one row with k = 8 drafts (or the number a rule is made
+for), and for the rules of PLAIN with k = 2 and 4 too. `plain`: the same by the shortest code in float32
+that does it, which makes a residual only when it is needed. The optimal plan has no such code, so that
+`optimal` is set beside the plain K-SEQ. `batch`: `_select` for 8 rows at once.
 `block`: `_verify` for one row with K = 8 paths of L tokens (one path for the rules made for one).
 All rules take turns within a round, so that a slow moment touches all of them. A run is
 results/benchmark-verifiers/<run-id>/; the summary ships in spectr_lite/results/.

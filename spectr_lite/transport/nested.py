@@ -115,8 +115,8 @@ def binned_classes(draft: Tensor, target: Tensor, k: Tensor, classes: int) -> Te
     the last for tokens that are never drafted: neither kind may share a class with others.
     """
     cell = cells(draft.to(torch.float64), target.to(torch.float64)).long()
-    below = (class_masses(probs, cell, CELLS)[..., 1:] for probs in (draft, target))
-    return grouped(*below, k, classes).gather(-1, cell)
+    drafted, covered = (class_masses(probs, cell, CELLS)[..., 1:] for probs in (draft, target))
+    return grouped(drafted, covered, k, classes).gather(-1, cell)
 
 
 def cells(draft: Tensor, target: Tensor) -> Tensor:
@@ -324,7 +324,8 @@ class RowPlan:
         pair = (torch.bincount(self.cell, probs.double(), CELLS) for probs in (draft, target))
         masses = torch.stack([*pair])
         below = masses.cumsum(-1)
-        self.class_of = grouped(*(below / below[:, -1:]), k, classes)
+        drafted, covered = below / below[:, -1:]
+        self.class_of = grouped(drafted, covered, k, classes)
         below = (
             masses.new_zeros(2, classes + 1).index_add_(-1, self.class_of + 1, masses).cumsum(-1)
         )

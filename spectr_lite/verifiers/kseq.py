@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ MOST_STEPS = 100
 ROUNDING = 1e-15  # Newton's method stops when p_acc - rho beta is zero to rounding
 SINGLE = 4e-6  # a sum in float32 is right to this share: some 40 roundings in a row, of 2^-24 each
 WIDTH = {torch.float32: 1e-6, torch.float64: 1e-13}  # of the last bracket: what p_acc may lose
+PIECE = 2**15  # tokens
 STEPS = 2**15  # of the grid k^(g / STEPS): p_acc is less than 5e-5 below its best for k <= 64
 
 
@@ -94,26 +96,30 @@ def stake(total: float, k: int) -> float:
     return total / -math.expm1(math.log1p(-total) / k)
 
 
+def covered(draft: Tensor, target: Tensor, rho: float) -> float:
+    """S(rho) of one row (V,) in float64; in pieces, as fresh memory beyond a megabyte is slow."""
+    pieces = zip(draft.split(PIECE), target.split(PIECE), strict=True)
+    return sum(torch.minimum(p.double() * rho, q.double()).sum().item() for p, q in pieces)
+
+
 def narrowed(
-    draft: Tensor,
-    target: Tensor,
+    sum_at: Callable[[float], float],
     k: int,
     bracket: tuple[float, float],
     error: float,
     enough: Callable[[float, float], bool],
 ) -> tuple[float, float]:
-    """A bracket of rho* for one row (V,), on a CPU: inside `bracket`, narrowed until it is `enough`.
+    """A bracket of rho* for one row, inside `bracket` and narrowed until it is `enough`.
 
-    The secant rule for psi(S(rho)) = rho. rho* lies between rho and psi(S(rho)); each sum S is trusted
-    to a share of `error` only, so that the bracket holds rho* although S is summed in float32.
+    The secant rule for psi(S(rho)) = rho. rho* lies between rho and psi(S(rho)); each sum S, which
+    `sum_at` gives, is trusted to a share of `error` only: the bracket holds rho* in float32 too.
     """
-    (low, high), scaled = bracket, torch.empty_like(draft)
+    low, high = bracket
     rho, before = math.sqrt(low * high), (0.0, 0.0)
     for step in range(MOST_STEPS):
         if enough(low, high):
             break
-        torch.minimum(torch.mul(draft, rho, out=scaled), target, out=scaled)
-        total = scaled.sum().item()
+        total = sum_at(rho)
         least, most = stake(total * (1 + error), k), stake(total * (1 - error), k)
         low, high = max(low, min(rho, least)), min(high, max(rho, most))
         if least <= rho <= most or low >= high:
@@ -266,19 +272,22 @@ class KSeq(NodeVerifier):
         def told(low: float, high: float) -> bool:
             return accepted(low) == accepted(high) >= 0
 
-        k = len(drafts[0])
-        single, width = draft.dtype == torch.float32, WIDTH[draft.dtype]
+        k, scaled = len(drafts[0]), torch.empty_like(draft)
+
+        def single(rho: float) -> float:
+            return torch.minimum(torch.mul(draft, rho, out=scaled), target, out=scaled).sum().item()
+
         bracket = (1.0, float(k)) if self.rho is None else (self.rho, self.rho)
-        if bracket[0] < bracket[1] and single:
-            bracket = narrowed(draft, target, k, bracket, SINGLE, told)
+        if bracket[0] < bracket[1] and draft.dtype == torch.float32:
+            bracket = narrowed(single, k, bracket, SINGLE, told)
         if bracket[0] < bracket[1] and not told(*bracket):
-            pair = draft.double(), target.double()
-            bracket = narrowed(*pair, k, bracket, 0.0, lambda a, b: b - a <= width * b)
+            double, width = partial(covered, draft, target), WIDTH[draft.dtype]
+            bracket = narrowed(double, k, bracket, 0.0, lambda a, b: b - a <= width * b)
         rho = bracket[1]
         token = accepted(rho)
         if token >= 0:
             return token, None
-        beta = acceptance_of_one(draft, target, torch.tensor(rho, dtype=torch.float64))
+        beta = torch.tensor(covered(draft, target, rho) / rho, dtype=torch.float64).clamp(0, 1)
         share = float(acceptance_share(beta, k))
         left = torch.sub(target, draft, alpha=share)
         return -1, torch.maximum(left, target * max(1 - share / rho, 1e-30), out=left)

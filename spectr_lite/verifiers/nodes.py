@@ -19,10 +19,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from spectr_lite.distributions import draw, probability_of, sample, uniform
+from spectr_lite.distributions import draw, sample, uniform
 from spectr_lite.verifiers import paths as walk
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.paths import Block, emit, row_at, shared_prefix
@@ -72,22 +73,23 @@ class NodeVerifier(Verifier):
         self, draft: Tensor, target: Tensor, tokens: Tensor, coins: Tensor, generator: Generator
     ) -> Tensor:
         """`_select` where a value may be looked at: the work ends with the draft that is accepted."""
-        values = tokens, *(probability_of(probs, tokens) for probs in (draft, target))
-        pairs = [probs.expand(*tokens.shape[:-1], -1).flatten(0, -2) for probs in (draft, target)]
+        lead, flat = tokens.shape[:-1], tokens.reshape(-1, tokens.shape[-1])
+        pairs = [probs.expand(*lead, -1).flatten(0, -2) for probs in (draft, target)]
+        values = coins.flatten(0, -2), flat, *(p.gather(-1, flat.clamp_min(0)) for p in pairs)
         found = []
         for p, q, dealt, *of_drafts in zip(
-            *pairs, *(value.flatten(0, -2).tolist() for value in (coins, *values)), strict=True
+            *pairs, *(value.tolist() for value in values), strict=True
         ):
             living = [each for each in zip(*of_drafts, strict=True) if each[0] >= 0]
             del dealt[1 : 1 + tokens.shape[-1] - len(living)]  # a dead draft needs no coin
             token, left = self._row(p, q, tuple(zip(*living, strict=True)), dealt)
             found.append(token if left is None else int(sample(left, generator)))
-        return tokens.new_tensor(found).view(tokens.shape[:-1])
+        return tokens.new_tensor(found).view(lead)
 
     def _select(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: Generator
     ) -> Tensor:
-        lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1], tokens.shape[:-1])
+        lead = np.broadcast_shapes(draft.shape[:-1], target.shape[:-1], tokens.shape[:-1])
         tokens = tokens.expand(*lead, -1)
         coins = self._coins(lead, tokens.shape[-1], generator)
         if has_rows_to_look_at(draft, target):

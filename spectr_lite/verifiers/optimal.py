@@ -82,4 +82,4 @@ class Optimal(NodeVerifier):
         return -1, left_over(target, made.winner(draft))
 
     def _left(self, parameters: Parameters, draft: Tensor, target: Tensor) -> Tensor:
-        return (target - NestedPlan(*parameters).winner(draft)).clamp_min(0)
+        return left_over(target, NestedPlan(*parameters).winner(draft))
