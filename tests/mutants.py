@@ -225,6 +225,12 @@ MUTANTS = [
         "tests/test_kseq.py -k 'float32_leave'",
     ),
     Mutant(
+        "kseq-row-takes-a-repeat-for-the-first", f"{VERIFIERS}/kseq.py",
+        "return accepted(low) == accepted(high) >= 0",
+        "return accepted(high) >= 0 and drafts[0][accepted(low)] == drafts[0][accepted(high)]",
+        "tests/test_kseq.py -k row_decides",
+    ),
+    Mutant(
         "kseq-row-left-at-another-rho", f"{VERIFIERS}/kseq.py",
         "alpha=share)", "alpha=rho * 1.01)",
         "tests/test_kseq.py -k law_of_a_row",

@@ -248,7 +248,8 @@ def test_the_plan_of_one_row_draws_as_the_plan_with_its_times(vocabulary, k):
         z, ties = torch.rand(2, k, dtype=torch.float64, generator=generator)
         place, slope = row.draw(tuple(tokens.tolist()), float(z[0]), ties.tolist())
         assert place == int(made.draw(tokens, z[:1], ties))
-        assert slope * p[tokens[place]] == pytest.approx(made.winner(p)[tokens[place]], rel=1e-6)
+        won = float(made.winner(p)[tokens[place]])
+        assert slope * float(p[tokens[place]]) == pytest.approx(won, rel=1e-6)
 
 
 def test_rows_of_a_binned_vocabulary_follow_the_target():

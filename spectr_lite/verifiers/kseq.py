@@ -266,8 +266,8 @@ class KSeq(NodeVerifier):
         """
 
         def accepted(rho: float) -> int:
-            tested = zip(*drafts, coins, strict=False)
-            return next((x for x, p, q, coin in tested if coin * rho * p < q), -1)
+            tested = enumerate(zip(*drafts[1:], coins, strict=True))
+            return next((i for i, (p, q, coin) in tested if coin * rho * p < q), -1)
 
         def told(low: float, high: float) -> bool:
             return accepted(low) == accepted(high) >= 0
@@ -284,9 +284,9 @@ class KSeq(NodeVerifier):
             double, width = partial(covered, draft, target), WIDTH[draft.dtype]
             bracket = narrowed(double, k, bracket, 0.0, lambda a, b: b - a <= width * b)
         rho = bracket[1]
-        token = accepted(rho)
-        if token >= 0:
-            return token, None
+        place = accepted(rho)
+        if place >= 0:
+            return drafts[0][place], None
         beta = torch.tensor(covered(draft, target, rho) / rho, dtype=torch.float64).clamp(0, 1)
         share = float(acceptance_share(beta, k))
         left = torch.sub(target, draft, alpha=share)
