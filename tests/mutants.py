@@ -253,12 +253,35 @@ MUTANTS = [
         f"{LOSSLESS} '({EXACT}) and recursive'",
     ),
     Mutant(
-        "recursive-dead-drafts-refused", f"{VERIFIERS}/recursive.py",
-        "left = torch.where(token >= 0, residual(left, offered), left)\n"
-        "            offered = self.after_refusal(offered, token)\n        place",
-        "left = residual(left, offered)\n"
-        "            offered = self.after_refusal(offered, token)\n        place",
-        f"{TREES} '{DRAWN} and recursive'",
+        "recursive-row-keeps-the-mass", f"{VERIFIERS}/recursive.py",
+        "mass = left.sum().item() / self._rest", "mass = 1 / self._rest",
+        "tests/test_league_rules.py -k 'seen_by or rounding or dead'",
+    ),
+    Mutant(
+        "rows-offer-the-dead", f"{VERIFIERS}/nodes.py",
+        "strict=True) if each[0] >= 0]", "strict=True)]",
+        f"{TREES} '{DRAWN} and (recursive or kseq)'",
+    ),
+    Mutant(
+        "kseq-bracket-trusts-float32-too-much", f"{VERIFIERS}/kseq.py",
+        "SINGLE = 4e-6", "SINGLE = 0.0",
+        "tests/test_kseq.py -k 'float32_leave'",
+    ),
+    Mutant(
+        "kseq-row-takes-a-repeat-for-the-first", f"{VERIFIERS}/kseq.py",
+        "return accepted(low) == accepted(high) >= 0",
+        "return accepted(high) >= 0 and drafts[0][accepted(low)] == drafts[0][accepted(high)]",
+        "tests/test_kseq.py -k row_decides",
+    ),
+    Mutant(
+        "kseq-row-left-at-another-rho", f"{VERIFIERS}/kseq.py",
+        "alpha=share)", "alpha=rho * 1.01)",
+        "tests/test_kseq.py -k law_of_a_row",
+    ),
+    Mutant(
+        "plan-of-a-row-at-the-other-end", "spectr_lite/transport/nested.py",
+        "- (1 - z) * g", "- z * g",
+        "tests/test_optimal.py -k plan_of_one_row",
     ),
     Mutant(
         "recursive-ends-in-the-target", f"{VERIFIERS}/recursive.py",

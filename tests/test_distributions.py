@@ -14,6 +14,7 @@ from strategies import distributions
 
 from spectr_lite import distributions as D
 from spectr_lite import verifiers
+from spectr_lite.distributions import vectors
 from spectr_lite.stats import chi_square
 from spectr_lite.transport import optimal_acceptance
 
@@ -402,3 +403,16 @@ def test_examples_by_hand():
         D.uniform_on_subset(7, 9)
     with pytest.raises(ValueError, match="vocabulary: found 0"):
         D.zipf(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_large_vocabulary_is_drawn_from_by_blocks(dtype):
+    """Blocks without weight, a weight in the last and shorter block, and a row without any."""
+    weights = torch.zeros(2, vectors.BLOCK**2 + 700, dtype=dtype)
+    places = torch.tensor([3, 200, 201, 9000, weights.shape[-1] - 1])
+    weights[0, places] = torch.tensor([0.1, 0.2, 0.3, 0.25, 0.15], dtype=dtype)
+    drawn = D.sample(weights, torch.Generator().manual_seed(0), count=20_000)
+    assert (drawn[1] == weights.shape[-1] - 1).all()
+    counts = torch.bincount(drawn[0], minlength=weights.shape[-1])
+    assert counts.sum() == counts[places].sum()
+    assert chi_square(counts[places].numpy(), weights[0, places].double().numpy()).p_value > 1e-6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -219,6 +220,69 @@ def test_each_row_has_its_own_number_of_drafts():
         assert together[index] == pytest.approx(float(optimal_rho(p, q, int(counts[index]))))
     batch = optimal_rho(p.expand(2, 2, -1), q.expand(2, 2, -1), counts)
     np.testing.assert_allclose(batch, together, atol=1e-15)
+
+
+@pytest.mark.parametrize("vocabulary", [6, 32_000, 256_000])
+@pytest.mark.parametrize("k", [2, 8, 64])
+def test_sums_in_float32_leave_the_root_inside_the_bracket(vocabulary, k):
+    """And what is found there in float64 is safe, and costs no more than rounding."""
+    for pair in (D.zipf(vocabulary, seed=3), D.tempered(D.zipf(vocabulary, seed=4)[0], 1.4, 1.0)):
+        p, q = (torch.tensor(side).float() for side in pair)
+        exact = float(optimal_rho(p, q, k))
+        whole = 1.0, float(k)
+        low, high = kseq.narrowed(
+            lambda rho, p=p, q=q: float(torch.minimum(p * rho, q).sum()),
+            k,
+            whole,
+            kseq.SINGLE,
+            lambda *_: False,
+        )
+        assert low <= exact <= high and (vocabulary == 6 or high < low * 1.01)
+        end = kseq.narrowed(
+            partial(kseq.covered, p, q), k, (low, high), 0.0, lambda a, b: b - a <= 1e-6 * b
+        )[1]
+        assert (
+            -3e-6
+            < float(excess(p.double(), q.double(), torch.tensor(end, dtype=torch.float64), k))
+            < 1e-12
+        )
+        for rho in (1 + (k - 1) / 3, exact, (k + exact) / 2):  # how wrong such a sum may be
+            wide = torch.minimum(rho * p.double(), q.double()).sum()
+            assert abs(torch.minimum(p * rho, q).sum() / wide - 1) < kseq.SINGLE / 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_law_of_a_row_in_a_large_vocabulary_is_the_target(dtype, monkeypatch):
+    """What is left after all refusals, and what the tests keep at the same rho."""
+    p, q = (torch.tensor(side).to(dtype) for side in D.zipf(256_000, seed=3))
+    p, q = p / p.double().sum().to(dtype), q / q.double().sum().to(dtype)
+    seen = []
+    search = kseq.narrowed
+    monkeypatch.setattr(kseq, "narrowed", lambda *given: seen.append(search(*given)) or seen[-1])
+    for k in (2, 8):
+        last = (tuple([0] * k), tuple([1.0] * k), tuple([0.0] * k))
+        token, left = KSeq()._row(p, q, last, [0.5] * k)
+        rho, wide, goal = seen[-1][1], p.double(), q.double()
+        once = torch.minimum(wide, goal / rho)
+        passed = 1 - (1 - once.sum()) ** k
+        law = once / once.sum() * passed + (1 - passed) * left.double() / left.double().sum()
+        assert token == -1 and (law - goal).abs().sum() / 2 < 3e-7
+
+
+def test_a_row_decides_as_at_its_last_discount():
+    """However early the decision: every coin gives the draft that the whole search gives."""
+    p, q = (torch.tensor(side).float() for side in D.zipf(500, seed=5))
+    generator = torch.Generator().manual_seed(0)
+    for k in (2, 5):
+        rho = float(optimal_rho(p, q, k))
+        for _ in range(300):
+            tokens = torch.multinomial(p, k, replacement=True, generator=generator)
+            coins = torch.rand(k, generator=generator).double()
+            passed = (coins * rho * p[tokens] < q[tokens]).nonzero()[:, 0].tolist()
+            drafts = tuple(map(tuple, (tokens.tolist(), p[tokens].tolist(), q[tokens].tolist())))
+            found, left = KSeq()._row(p, q, drafts, coins.tolist())
+            assert found == (int(tokens[passed[0]]) if passed else -1)
+            assert (left is None) == bool(passed)
 
 
 def test_the_upper_end_of_the_bracket_is_safe_and_the_lower_end_is_not():

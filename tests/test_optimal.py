@@ -234,6 +234,33 @@ def test_tables_and_heap_agree_on_a_large_vocabulary(monkeypatch):
     np.testing.assert_allclose(made[0].winner(p), made[1].winner(p), atol=1e-9)
 
 
+@pytest.mark.parametrize(("vocabulary", "k"), [(300, 1), (300, 2), (2000, 8), (5000, 3)])
+def test_the_plan_of_one_row_draws_as_the_plan_with_its_times(vocabulary, k):
+    p, q = (torch.tensor(side) for side in D.zipf(vocabulary, seed=k))
+    if k != 2:  # tokens that one of the two never says
+        p[: vocabulary // 9], q[vocabulary // 8 : vocabulary // 6] = 0, 0
+        p, q = p / p.sum(), q / q.sum()
+    made, row = nested.plan(p, q, k, 256), nested.RowPlan(p, q, k, 256)
+    np.testing.assert_allclose(row.winner(p), made.winner(p), atol=1e-13)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        tokens = torch.multinomial(p, k, replacement=True, generator=generator)
+        z, ties = torch.rand(2, k, dtype=torch.float64, generator=generator)
+        place, slope = row.draw(tuple(tokens.tolist()), float(z[0]), ties.tolist())
+        assert place == int(made.draw(tokens, z[:1], ties))
+        won = float(made.winner(p)[tokens[place]])
+        assert slope * float(p[tokens[place]]) == pytest.approx(won, rel=1e-6)
+
+
+def test_rows_of_a_binned_vocabulary_follow_the_target():
+    """As they are decoded: a plan for each row, in float32."""
+    draft, target = (torch.tensor(side).float() for side in D.zipf(300, seed=1))
+    tokens = torch.multinomial(draft.expand(3000, -1), 4, replacement=True)
+    rows = draft.expand(3000, -1), target.expand(3000, -1), tokens
+    chosen = optimal.Optimal(16)._select(*rows, torch.Generator().manual_seed(0))
+    assert chi_square(np.bincount(chosen, minlength=300), target.double()).p_value > 1e-6
+
+
 # --- bins: lossless whatever they are, and nearly optimal ---
 
 

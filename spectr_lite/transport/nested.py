@@ -20,10 +20,13 @@ prior closed form of an optimal winner. Proved on the book's proofs page, explai
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import itertools
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +34,9 @@ from spectr_lite.distributions import by_ratio, fixed_point, ranks
 
 CELLS_PER_OCTAVE = 128  # histogram cells of target/draft: each spans a factor 2^(1/128), 0.5%
 OCTAVES = 24  # ratios beyond 2^-24 and 2^24 share the outermost cells
+HALF = OCTAVES * CELLS_PER_OCTAVE
+CELLS = 2 * HALF + 2  # with one for tokens that the target never says, one for those never drafted
+BEYOND = 2.0**100
 DINKELBACH_STEPS = 6  # four reach the root on every pair tried
 DENSE_LIMIT = {"cpu": 64, "cuda": 1024}  # classes up to which tables of C x C are used
 
@@ -108,15 +114,22 @@ def binned_classes(draft: Tensor, target: Tensor, k: Tensor, classes: int) -> Te
     follows the square root of the mass. The first class is for tokens that the target never says and
     the last for tokens that are never drafted: neither kind may share a class with others.
     """
-    half = OCTAVES * CELLS_PER_OCTAVE
-    octave = torch.log2(target.to(torch.float64) / draft)
-    cell = (
-        (octave * CELLS_PER_OCTAVE).floor().clamp(-half, half - 1).nan_to_num(0).long() + half + 1
-    )
-    cell = torch.where(draft > 0, cell, 2 * half + 1)
-    cell = torch.where((target > 0) | (draft <= 0), cell, 0)
-    drafted = class_masses(draft, cell, 2 * half + 2)[..., 1:]
-    covered = class_masses(target, cell, 2 * half + 2)[..., 1:]
+    cell = cells(draft.to(torch.float64), target.to(torch.float64)).long()
+    drafted, covered = (class_masses(probs, cell, CELLS)[..., 1:] for probs in (draft, target))
+    return grouped(drafted, covered, k, classes).gather(-1, cell)
+
+
+def cells(draft: Tensor, target: Tensor) -> Tensor:
+    """The cell of log2(target/draft) of each token, (..., V) int32."""
+    octave = (target / draft).log2_().mul_(CELLS_PER_OCTAVE).floor_()
+    octave.nan_to_num_(nan=BEYOND, posinf=BEYOND, neginf=-BEYOND)
+    # The term in 1 / BEYOND takes the infinite ones, and no other, to the two outer cells.
+    inner = octave.clamp(-HALF, HALF - 1).add_(octave, alpha=1 / BEYOND)
+    return inner.add_(HALF + 1).to(torch.int32)
+
+
+def grouped(drafted: Tensor, covered: Tensor, k: Tensor | int, classes: int) -> Tensor:
+    """The class of each cell, (..., CELLS), from the masses up to the end of each."""
     mass = drafted + covered + drafted**k
     step = torch.diff(mass, prepend=torch.zeros_like(mass[..., :1])).clamp_min(0).sqrt()
     level = step.cumsum(-1)
@@ -126,7 +139,7 @@ def binned_classes(draft: Tensor, target: Tensor, k: Tensor, classes: int) -> Te
     inner = 1 + (middle * (classes - 2)).long().clamp(0, classes - 3)
     inner[..., 0].fill_(0)
     inner[..., -1].fill_(classes - 1)
-    return inner.gather(-1, cell)
+    return inner
 
 
 def class_masses(values: Tensor, class_of: Tensor, classes: int) -> Tensor:
@@ -265,16 +278,7 @@ def _heap(u: Tensor, r: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
 def _heap_row(u: list[float], r: list[float], g: list[float]) -> tuple[list[float], list[float]]:
     """Activation times and slopes of one row (C each), from the masses below its C + 1 edges."""
-    # Edges with no draft mass between them are one edge, or their times would differ by rounding.
-    edges = [j for j in range(len(u)) if j == 0 or u[j] > u[j - 1]]
-    corners: list[int] = []
-    for j in edges:
-        while len(corners) > 1:
-            a, b = corners[-2:]
-            if (g[b] - g[a]) * (r[j] - r[b]) > (g[j] - g[b]) * (r[b] - r[a]):
-                break
-            corners.pop()
-        corners.append(j)
+    edges, corners = _corners(u, r, g)
     tau = [0.0] * (len(u) - 1)
     slope = [0.0] * (len(u) - 1)
     position = {edge: index for index, edge in enumerate(edges)}
@@ -291,6 +295,80 @@ def _heap_row(u: list[float], r: list[float], g: list[float]) -> tuple[list[floa
         if u[j] == u[j - 1]:
             tau[j], slope[j] = tau[j - 1], slope[j - 1]
     return tau, slope
+
+
+def _corners(u: list[float], r: list[float], g: list[float]) -> tuple[list[int], list[int]]:
+    """The edges that differ in U, and those of them on the concave hull of (R, G)."""
+    # Edges with no draft mass between them are one edge, or their times would differ by rounding.
+    edges = [j for j in range(len(u)) if j == 0 or u[j] > u[j - 1]]
+    corners: list[int] = []
+    for j in edges:
+        while len(corners) > 1:
+            a, b = corners[-2:]
+            if (g[b] - g[a]) * (r[j] - r[b]) > (g[j] - g[b]) * (r[b] - r[a]):
+                break
+            corners.pop()
+        corners.append(j)
+    return edges, corners
+
+
+class RowPlan:
+    """The binned plan of one row (V,) for one draw, without the times: O(V + C), on a CPU.
+
+    The edges with tau <= Z are the vertices of the lower hull of T - (1 - Z) G, and inside a block of
+    T the winner's distribution is a multiple of the target's.
+    """
+
+    def __init__(self, draft: Tensor, target: Tensor, k: int, classes: int) -> None:
+        self.cell = cells(draft, target)
+        pair = (torch.bincount(self.cell, probs.double(), CELLS) for probs in (draft, target))
+        masses = torch.stack([*pair])
+        below = masses.cumsum(-1)
+        drafted, covered = below / below[:, -1:]
+        self.class_of = grouped(drafted, covered, k, classes)
+        below = (
+            masses.new_zeros(2, classes + 1).index_add_(-1, self.class_of + 1, masses).cumsum(-1)
+        )
+        u, r = (below / below[:, -1:]).numpy()
+        edges, corners = _corners(u.tolist(), r.tolist(), (u**k).tolist())
+        self.edges, self.block = edges, np.searchsorted(edges, corners).tolist()
+        u, r, g = u[edges], r[edges], u[edges] ** k
+        run, rise = (np.diff(of[self.block]) for of in (r, g))
+        rate = np.divide(rise, run, out=np.zeros_like(run), where=run > 0).repeat(
+            np.diff(self.block)
+        )
+        # Where the target's mass stands still, and the rate is 0, T is G.
+        won = np.where(rate > 0, rate * np.diff(r), np.diff(g))
+        self.slope = np.zeros(classes)  # winner / draft
+        self.slope[: edges[-1]] = (won / np.diff(u)).repeat(np.diff(edges))
+        self.points = u, r, g, rate
+
+    def draw(self, tokens: tuple[int, ...], z: float, ties: list[float]) -> tuple[int, float]:
+        """The place of the draft that wins, and winner / draft there."""
+        classes = self.class_of[self.cell[torch.tensor(tokens)].long()].tolist()
+        highest = bisect.bisect_right(self.edges, max(classes)) - 1
+        end = bisect.bisect_right(self.block, highest)
+        start = self.block[end - 1]
+        u, r, g, rate = (part[start : self.block[end] + 1] for part in self.points)
+        height = (rate[0] * r if rate[0] > 0 else g) - (1 - z) * g
+        kept, rises, x, y = [start], [-math.inf], [u[0]], [height[0]]
+        for j, (a, b) in enumerate(zip(u.tolist(), height.tolist(), strict=True)):
+            if j == 0:
+                continue
+            while (rise := (b - y[-1]) / (a - x[-1])) <= rises[-1]:
+                del kept[-1], rises[-1], x[-1], y[-1]
+            kept.append(start + j)
+            rises.append(rise)
+            x.append(a)
+            y.append(b)
+        floor = self.edges[kept[bisect.bisect_right(kept, highest) - 1]]
+        place = max((tie, i) for i, tie in enumerate(ties) if classes[i] >= floor)[1]
+        return place, float(self.slope[classes[place]])
+
+    def winner(self, draft: Tensor) -> Tensor:
+        """The distribution of the winner, (V,), in the precision of `draft`."""
+        slope = draft.new_tensor(self.slope)[self.class_of]
+        return slope.index_select(-1, self.cell).mul_(draft)
 
 
 def _remove(u: list[float], hull: list[float], g: list[float]) -> tuple[list[float], list[float]]:

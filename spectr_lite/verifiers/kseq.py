@@ -13,16 +13,23 @@ Source: Algorithm 2 and Theorem 1 of SpecTr (arXiv 2310.15141). Explained in cha
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from spectr_lite.distributions import Drafting, fixed_point, probability_of
 from spectr_lite.verifiers import paths
 from spectr_lite.verifiers.coupling import left_over
-from spectr_lite.verifiers.nodes import NodeVerifier, Parameters, first_passing
+from spectr_lite.verifiers.nodes import Drafts, NodeVerifier, Parameters, first_passing
 
 MOST_STEPS = 100
 ROUNDING = 1e-15  # Newton's method stops when p_acc - rho beta is zero to rounding
+SINGLE = 4e-6  # a sum in float32 is right to this share: some 40 roundings in a row, of 2^-24 each
+WIDTH = {torch.float32: 1e-6, torch.float64: 1e-13}  # of the last bracket: what p_acc may lose
+PIECE = 2**15  # tokens
 STEPS = 2**15  # of the grid k^(g / STEPS): p_acc is less than 5e-5 below its best for k <= 64
 
 
@@ -80,6 +87,49 @@ def optimal_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
         inside = newton.clamp(low, high) == newton  # False for what is no number
         following = torch.where(inside, newton, (low + high) / 2)
     return high.clamp(1.0, None).minimum(k)
+
+
+def stake(total: float, k: int) -> float:
+    """psi(S) = S / (1 - (1 - S)^(1/k)) for a number S, falling from k to 1."""
+    if not 0 < total < 1:
+        return 1.0 if total > 0 else float(k)
+    return total / -math.expm1(math.log1p(-total) / k)
+
+
+def covered(draft: Tensor, target: Tensor, rho: float) -> float:
+    """S(rho) of one row (V,) in float64; in pieces, as fresh memory beyond a megabyte is slow."""
+    pieces = zip(draft.split(PIECE), target.split(PIECE), strict=True)
+    return sum(torch.minimum(p.double() * rho, q.double()).sum().item() for p, q in pieces)
+
+
+def narrowed(
+    sum_at: Callable[[float], float],
+    k: int,
+    bracket: tuple[float, float],
+    error: float,
+    enough: Callable[[float, float], bool],
+) -> tuple[float, float]:
+    """A bracket of rho* for one row, inside `bracket` and narrowed until it is `enough`.
+
+    The secant rule for psi(S(rho)) = rho. rho* lies between rho and psi(S(rho)); each sum S, which
+    `sum_at` gives, is trusted to a share of `error` only: the bracket holds rho* in float32 too.
+    """
+    low, high = bracket
+    rho, before = math.sqrt(low * high), (0.0, 0.0)
+    for step in range(MOST_STEPS):
+        if enough(low, high):
+            break
+        total = sum_at(rho)
+        least, most = stake(total * (1 + error), k), stake(total * (1 - error), k)
+        low, high = max(low, min(rho, least)), min(high, max(rho, most))
+        if least <= rho <= most or low >= high:
+            break
+        miss = stake(total, k) - rho
+        change = (before[0] - rho) / (before[1] - miss) if step and before[1] != miss else -1.0
+        before, rho = (rho, miss), rho - miss * change
+        if not low <= rho <= high:
+            rho = (low + high) / 2
+    return low, high
 
 
 def stepped_rho(draft: Tensor, target: Tensor, k: Tensor | int) -> Tensor:
@@ -206,3 +256,38 @@ class KSeq(NodeVerifier):
     def _left(self, parameters: Parameters, draft: Tensor, target: Tensor) -> Tensor:
         rho, k = (part.squeeze(-1) for part in parameters)
         return residual(draft, target, rho, k)
+
+    def _row(
+        self, draft: Tensor, target: Tensor, drafts: Drafts, coins: list[float]
+    ) -> tuple[int, Tensor | None]:
+        """A draft is accepted as soon as both ends of the bracket of rho* accept it.
+
+        In float32 until then. If that does not tell, rho is the upper end of a bracket in float64.
+        """
+
+        def accepted(rho: float) -> int:
+            tested = enumerate(zip(*drafts[1:], coins, strict=True))
+            return next((i for i, (p, q, coin) in tested if coin * rho * p < q), -1)
+
+        def told(low: float, high: float) -> bool:
+            return accepted(low) == accepted(high) >= 0
+
+        k, scaled = len(drafts[0]), torch.empty_like(draft)
+
+        def single(rho: float) -> float:
+            return torch.minimum(torch.mul(draft, rho, out=scaled), target, out=scaled).sum().item()
+
+        bracket = (1.0, float(k)) if self.rho is None else (self.rho, self.rho)
+        if bracket[0] < bracket[1] and draft.dtype == torch.float32:
+            bracket = narrowed(single, k, bracket, SINGLE, told)
+        if bracket[0] < bracket[1] and not told(*bracket):
+            double, width = partial(covered, draft, target), WIDTH[draft.dtype]
+            bracket = narrowed(double, k, bracket, 0.0, lambda a, b: b - a <= width * b)
+        rho = bracket[1]
+        place = accepted(rho)
+        if place >= 0:
+            return drafts[0][place], None
+        beta = torch.tensor(covered(draft, target, rho) / rho, dtype=torch.float64).clamp(0, 1)
+        share = float(acceptance_share(beta, k))
+        left = torch.sub(target, draft, alpha=share)
+        return -1, torch.maximum(left, target * max(1 - share / rho, 1e-30), out=left)

@@ -17,7 +17,9 @@ early, takes `paths.top_down`: it looks at the nodes that it comes to, and at no
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -27,6 +29,9 @@ from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.paths import Block, emit, row_at, shared_prefix
 
 Parameters = tuple[Tensor, ...]  # what a rule knows of a node: tensors (..., n), n its own for each
+Drafts = tuple[
+    tuple[Any, ...], ...
+]  # of a row's living drafts: ids, draft and target probabilities
 
 
 class NodeVerifier(Verifier):
@@ -53,13 +58,43 @@ class NodeVerifier(Verifier):
         """Uniform numbers for a choice among k drafts, (*lead, k)."""
         return uniform((*lead, k), generator)
 
+    def _row(
+        self, draft: Tensor, target: Tensor, drafts: Drafts, coins: list[float]
+    ) -> tuple[int, Tensor | None]:
+        """For one row (V,) on a CPU: the token accepted; or -1, and what is left, only then made."""
+        tokens, dealt = torch.tensor(drafts[0]), torch.tensor(coins, dtype=torch.float64)
+        parameters = self._parameters(draft, target, tokens)
+        place = int(self._accepted(parameters, draft, target, tokens, dealt))
+        if place >= 0:
+            return drafts[0][place], None
+        return -1, self._left(parameters, draft, target)
+
+    def _row_by_row(
+        self, draft: Tensor, target: Tensor, tokens: Tensor, coins: Tensor, generator: Generator
+    ) -> Tensor:
+        """`_select` where a value may be looked at: the work ends with the draft that is accepted."""
+        lead, flat = tokens.shape[:-1], tokens.reshape(-1, tokens.shape[-1])
+        pairs = [probs.expand(*lead, -1).flatten(0, -2) for probs in (draft, target)]
+        values = coins.flatten(0, -2), flat, *(p.gather(-1, flat.clamp_min(0)) for p in pairs)
+        found = []
+        for p, q, dealt, *of_drafts in zip(
+            *pairs, *(value.tolist() for value in values), strict=True
+        ):
+            living = [each for each in zip(*of_drafts, strict=True) if each[0] >= 0]
+            del dealt[1 : 1 + tokens.shape[-1] - len(living)]  # a dead draft needs no coin
+            token, left = self._row(p, q, tuple(zip(*living, strict=True)), dealt)
+            found.append(token if left is None else int(sample(left, generator)))
+        return tokens.new_tensor(found).view(lead)
+
     def _select(
         self, draft: Tensor, target: Tensor, tokens: Tensor, generator: Generator
     ) -> Tensor:
-        parameters = self._parameters(draft, target, tokens)
-        lead = torch.broadcast_shapes(draft.shape[:-1], target.shape[:-1], tokens.shape[:-1])
+        lead = np.broadcast_shapes(draft.shape[:-1], target.shape[:-1], tokens.shape[:-1])
         tokens = tokens.expand(*lead, -1)
         coins = self._coins(lead, tokens.shape[-1], generator)
+        if has_rows_to_look_at(draft, target):
+            return self._row_by_row(draft, target, tokens, coins, generator)
+        parameters = self._parameters(draft, target, tokens)
         place = self._accepted(parameters, draft, target, tokens, coins)
         # What is left is repeated for each tuple, so that every row draws a Y of its own.
         left = self._left(parameters, draft, target).expand(*lead, -1)
@@ -76,6 +111,11 @@ class NodeVerifier(Verifier):
         return in_three_steps(
             self, draft_probs, target_probs, paths, coins, uniform(lead, generator)
         )
+
+
+def has_rows_to_look_at(draft: Tensor, target: Tensor) -> bool:
+    """Pairs of their own on a CPU. One pair for many tuples is better off with one set of parameters."""
+    return draft.device.type in walk.SYNC_IS_FREE and max(draft.ndim, target.ndim) > 1
 
 
 def in_three_steps(

@@ -13,9 +13,9 @@ import torch
 from torch import Generator, Tensor
 
 from spectr_lite.distributions import Drafting, check_count, probability_of, uniform
-from spectr_lite.transport.nested import NestedPlan, plan
+from spectr_lite.transport.nested import NestedPlan, RowPlan, plan
 from spectr_lite.verifiers.coupling import couple_winner, left_over
-from spectr_lite.verifiers.nodes import NodeVerifier, Parameters
+from spectr_lite.verifiers.nodes import Drafts, NodeVerifier, Parameters
 
 
 class Optimal(NodeVerifier):
@@ -68,6 +68,18 @@ class Optimal(NodeVerifier):
         slope = made.slope.gather(-1, made.classes(token).clamp_min(0))
         accepted = eta * slope * probability_of(draft, token) < probability_of(target, token)
         return torch.where(accepted & (token >= 0), place, -1).squeeze(-1)
+
+    def _row(
+        self, draft: Tensor, target: Tensor, drafts: Drafts, coins: list[float]
+    ) -> tuple[int, Tensor | None]:
+        if self.classes is None or self.classes >= draft.shape[-1]:
+            return super()._row(draft, target, drafts, coins)
+        (tokens, p, q), (z, *ties, eta) = drafts, coins
+        made = RowPlan(draft, target, len(tokens), self.classes)
+        place, slope = made.draw(tokens, z, ties)
+        if eta * slope * p[place] < q[place]:
+            return tokens[place], None
+        return -1, left_over(target, made.winner(draft))
 
     def _left(self, parameters: Parameters, draft: Tensor, target: Tensor) -> Tensor:
         return left_over(target, NestedPlan(*parameters).winner(draft))

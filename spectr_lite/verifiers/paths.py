@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -155,6 +156,9 @@ def probs_at(probs: Tensor, path: Tensor, depth: int) -> Tensor:
 
 def row_at(rows: Tensor, index: Tensor) -> Tensor:
     """rows[..., index, :], (..., D), for `rows` (..., N, D) and an `index` of each, (...)."""
+    if index.device.type in SYNC_IS_FREE:  # whole rows are copied faster than gathered
+        lead = np.ogrid[tuple(slice(size) for size in index.shape)]
+        return rows.expand(*index.shape, -1, -1)[(*map(torch.from_numpy, lead), index)]
     place = index[..., None, None].expand(*index.shape, 1, rows.shape[-1])
     return rows.expand(*index.shape, -1, -1).gather(-2, place).squeeze(-2)
 

@@ -12,11 +12,11 @@ taking them in the order drawn or in a random order is the same rule. Explained 
 from __future__ import annotations
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from spectr_lite.distributions import Drafting, probability_of, sample, uniform
+from spectr_lite.distributions import Drafting, probability_of
 from spectr_lite.verifiers.coupling import left_over
-from spectr_lite.verifiers.nodes import NodeVerifier, Parameters, first_passing
+from spectr_lite.verifiers.nodes import Drafts, NodeVerifier, Parameters, first_passing
 
 
 def residual(target: Tensor, draft: Tensor) -> Tensor:
@@ -60,23 +60,25 @@ class Recursive(NodeVerifier):
             offered = self.after_refusal(offered, token)
         return probs + reached * left
 
-    def _select(
-        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: Generator
-    ) -> Tensor:
-        lead = torch.broadcast_shapes(draft.shape[:-1], tokens.shape[:-1])
-        tokens = tokens.expand(*lead, -1)
-        eta = uniform(tokens.shape, generator)
-        left, offered = target.expand(*lead, -1), draft.expand(*lead, -1)
-        accepted = []
-        for i, token in enumerate(tokens.split(1, -1)):
-            accepted.append(
-                eta[..., i : i + 1] * probability_of(offered, token) < probability_of(left, token)
-            )
-            left = torch.where(token >= 0, residual(left, offered), left)
-            offered = self.after_refusal(offered, token)
-        place = first_passing(torch.cat(accepted, -1)).unsqueeze(-1)
-        token = tokens.gather(-1, place.clamp_min(0))
-        return torch.where(place >= 0, token, sample(left, generator).unsqueeze(-1)).squeeze(-1)
+    def _rest(self, draft: Tensor, refused: tuple[int, ...]) -> float:
+        """The mass (of 1) that the next draft was drawn from, after these were refused."""
+        return 1.0
+
+    def _row(
+        self, draft: Tensor, target: Tensor, drafts: Drafts, coins: list[float]
+    ) -> tuple[int, Tensor | None]:
+        """The sums of `_parameters`, made only as far as a draft was refused."""
+        (tokens, p, q), left = drafts, torch.empty_like(target)
+        taken, mass = 0.0, 1.0
+        for i, token in enumerate(tokens):
+            if (coins[i] * mass + taken) * p[i] < q[i]:
+                return token, None
+            taken += mass
+            torch.sub(target, draft, alpha=taken, out=left).clamp_min_(0)
+            mass = left.sum().item() / self._rest(draft, tokens[: i + 1])
+            if mass <= 0:  # the refusal was one of rounding
+                return -1, target
+        return -1, left
 
     def _parameters(self, draft: Tensor, target: Tensor, tokens: Tensor) -> Parameters:
         """a_i and S_i before each draft, (..., k), and a_i after the last.

@@ -14,10 +14,11 @@ speculative decoding (arXiv 2401.06706). Explained in chapter 5.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from spectr_lite.distributions import WithoutReplacement
 from spectr_lite.verifiers.base import Verifier
+from spectr_lite.verifiers.nodes import has_rows_to_look_at
 from spectr_lite.verifiers.recursive import Recursive
 
 
@@ -40,3 +41,13 @@ class RecursiveWithoutReplacement(Recursive):
 
     def after_refusal(self, draft: Tensor, token: Tensor) -> Tensor:
         return without(draft, token)
+
+    def _select(
+        self, draft: Tensor, target: Tensor, tokens: Tensor, generator: Generator
+    ) -> Tensor:
+        kind = Recursive if has_rows_to_look_at(draft, target) else Verifier
+        return kind._select(self, draft, target, tokens, generator)
+
+    def _rest(self, draft: Tensor, refused: tuple[int, ...]) -> float:
+        rest = draft.index_fill(0, torch.tensor(refused), 0).sum(dtype=torch.float64).item()
+        return rest or 1.0
