@@ -76,7 +76,7 @@ def test_every_distribution_shown_to_the_rule_is_the_distribution_of_the_text_so
         draft_length=draft_length,
         max_new_tokens=40,
         temperature=temperature,
-        generator=0,
+        generator=1,
     )
     for turn in turns:
         for row, text in enumerate(texts):

@@ -252,7 +252,7 @@ def test_logits_that_nobody_draws_from_do_not_matter():
     assert len(run.tokens[0]) == 2
     ended = Placed(chain, {(None, 2): "nan"})
     run = generate(
-        ended, draft, [[0], [1]], num_drafts=1, draft_length=1, stop_tokens=[2], generator=3
+        ended, draft, [[0], [1]], num_drafts=1, draft_length=1, stop_tokens=[2], generator=6
     )
     assert [text[-1] for text in run.tokens] == [2, 2] and run.calls[0] != run.calls[1]
 

@@ -206,8 +206,10 @@ def test_a_killed_benchmark_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*arguments, "--resume"]) == 0
     found = gzip.decompress((part.parent / "records.jsonl.gz").read_bytes()).decode().splitlines()
     assert set(kept) < set(found)
-    places = {tuple(json.loads(line)[n] for n in ("job", "verifier", "round")) for line in found}
-    cells = {place[:2] for place in places}
+    places = {
+        tuple(json.loads(line)[n] for n in ("job", "verifier", "drafts", "round")) for line in found
+    }
+    cells = {place[:3] for place in places}
     assert places == {(*cell, number) for cell in cells for number in range(12)}
     assert len(found) == len(places)
 

@@ -116,7 +116,7 @@ def generate(
     >>> target, draft = worked_pair()
     >>> made = generate(target, draft, [[0], [2]], num_drafts=2, max_new_tokens=6, generator=0)
     >>> made.tokens, made.calls
-    ([[2, 0, 1, 2, 1, 2], [0, 2, 0, 1, 2, 0]], [2, 3])
+    ([[2, 0, 2, 0, 0, 0], [0, 1, 2, 1, 2, 0]], [3, 2])
     """
     return _collected(decode(target, draft, prompts, **settings), len(prompts))
 

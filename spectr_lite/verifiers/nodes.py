@@ -28,6 +28,7 @@ from spectr_lite.verifiers import paths as walk
 from spectr_lite.verifiers.base import Verifier
 from spectr_lite.verifiers.paths import Block, emit, row_at, shared_prefix
 
+FEW_ROWS, WIDE = 16, 2048  # pairs and tokens, see has_rows_to_look_at
 Parameters = tuple[Tensor, ...]  # what a rule knows of a node: tensors (..., n), n its own for each
 Drafts = tuple[
     tuple[Any, ...], ...
@@ -114,8 +115,12 @@ class NodeVerifier(Verifier):
 
 
 def has_rows_to_look_at(draft: Tensor, target: Tensor) -> bool:
-    """Pairs of their own on a CPU. One pair for many tuples is better off with one set of parameters."""
-    return draft.device.type in walk.SYNC_IS_FREE and max(draft.ndim, target.ndim) > 1
+    """Pairs of their own on a CPU: not many, or wide. Many narrow ones are faster all at once, and so is
+    one pair for many tuples, with one set of parameters."""
+    rows = max(draft.shape[:-1].numel(), target.shape[:-1].numel())
+    worth_it = rows <= FEW_ROWS or draft.shape[-1] >= WIDE
+    on_a_cpu = draft.device.type in walk.SYNC_IS_FREE
+    return on_a_cpu and max(draft.ndim, target.ndim) > 1 and worth_it
 
 
 def in_three_steps(
