@@ -12,7 +12,7 @@ import torch
 import spectr_lite
 
 OLDEST_PYTHON = (3, 11)
-LOWER_BOUNDS = {"torch": (2, 4), "numpy": (2, 0), "cvxpy": (1, 6)}  # as in pyproject.toml
+LOWER_BOUNDS = {"torch": (2, 5), "numpy": (2, 0), "cvxpy": (1, 6)}  # as in pyproject.toml
 
 
 def device_and_dtype() -> tuple[torch.device, torch.dtype]:
