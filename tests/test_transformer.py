@@ -238,6 +238,7 @@ def test_a_layer_is_at_most_16_kernels(
     assert 12 < kernels_of_a_layer(rows, count) <= 16
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA")
 @pytest.mark.parametrize(("rows", "count"), [(1, 1), (1, 6), (3, 6)])
 def test_a_layer_is_at_most_16_kernels_on_cuda(
