@@ -180,6 +180,18 @@ def test_a_draft_refused_by_rounding_is_replaced_by_a_token_of_the_target(name, 
 # --- dead drafts, sampling, devices ---
 
 
+@pytest.mark.parametrize("name", ["coupling", "kseq", "optimal", "recursive"])
+def test_a_row_without_a_living_draft_says_what_the_target_says(name, rows=8):
+    """Few rows are selected one by one. No walk asks a rule about such a row."""
+    draft, target = torch.tensor([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]], dtype=torch.float64)
+    rule, generator = verifiers.get(name), torch.Generator().manual_seed(0)
+    tokens = torch.full((rows, rule.only_k or 2), -1)
+    many = draft.expand(rows, -1), target.expand(rows, -1)
+    found = [rule._select(*many, tokens, generator) for _ in range(4000 // rows)]
+    counts = np.bincount(torch.cat(found), minlength=3)
+    assert chi_square(counts, target).p_value > 1e-6
+
+
 @pytest.mark.parametrize("name", ["importance", "naive", "recursive", "target-only"])
 def test_dead_drafts_are_as_good_as_absent(name):
     rng = np.random.default_rng(1)

@@ -83,7 +83,9 @@ class NodeVerifier(Verifier):
         ):
             living = [each for each in zip(*of_drafts, strict=True) if each[0] >= 0]
             del dealt[1 : 1 + tokens.shape[-1] - len(living)]  # a dead draft needs no coin
-            token, left = self._row(p, q, tuple(zip(*living, strict=True)), dealt)
+            token, left = -1, q  # without a living draft Y follows the target
+            if living:
+                token, left = self._row(p, q, tuple(zip(*living, strict=True)), dealt)
             found.append(token if left is None else int(sample(left, generator)))
         return tokens.new_tensor(found).view(lead)
 
